@@ -1,0 +1,193 @@
+"""Checkpoints: safetensors and json, never pickle, never half-written.
+
+A checkpoint is a folder ``checkpoints/<minibatch>`` in the run's folder; ``latest`` and ``best``
+are links to one. It is written under another name, synced, then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dlplatform.errors import EnvironmentMissing, UsageError
+from dlplatform.task import Task, find_task
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from dlplatform.task import Models
+
+FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """Everything a job needs to go on: weights, optimizer moments, position, scores."""
+
+    position: int
+    weights: dict[str, Tensor]
+    """``net.parameter`` to tensor, buffers included."""
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    """``group/parameter/state`` to tensor."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The job's configuration."""
+    scores: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def save(self, folder: Path, best: bool = False) -> None:
+        """Write atomically under ``folder/checkpoints`` and move ``latest`` (and ``best``)."""
+        home = folder / "checkpoints"
+        name = f"{self.position:09d}"
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            self._write(home / f".{name}.part", home / name)
+            for link in ("latest", "best") if best else ("latest",):
+                _point(home / link, name)
+            _prune(home)
+        except OSError as error:
+            raise EnvironmentMissing(
+                f"checkpoint {home / name} cannot be written: {error.strerror} - allowed: a "
+                "folder with room - do: free space, or choose another run.dir; the previous "
+                "checkpoint is untouched"
+            ) from None
+
+    def _write(self, part: Path, final: Path) -> None:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            _save_tensors(self.weights, part / "weights.safetensors")
+            _save_tensors(self.moments, part / "moments.safetensors")
+            state = {
+                "format": FORMAT,
+                "position": self.position,
+                "scores": self.scores,
+                "history": self.history,
+                "settings": self.settings,
+            }
+            (part / "state.json").write_text(json.dumps(state, indent=1))
+            for file in part.iterdir():
+                _sync(file)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(part, final)
+            _sync(final.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    @staticmethod
+    def load(folder: Path, which: str = "latest") -> Checkpoint:
+        """Read a checkpoint of a run's folder: ``latest``, ``best`` or a number."""
+        home = folder / "checkpoints" / which
+        try:
+            state = json.loads((home / "state.json").read_text())
+            weights = load_file(home / "weights.safetensors")
+            moments = load_file(home / "moments.safetensors")
+        except FileNotFoundError:
+            raise UsageError(
+                f"{home} holds no checkpoint - allowed: the folder of a run - do: give the "
+                "folder that dlp train printed"
+            ) from None
+        keys = ("position", "scores", "history", "settings")
+        return Checkpoint(weights=weights, moments=moments, **{key: state[key] for key in keys})
+
+
+def exists(folder: Path) -> bool:
+    """Tell whether a run's folder holds a checkpoint to go on from."""
+    return (folder / "checkpoints" / "latest" / "state.json").exists()
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _point(link: Path, name: str) -> None:
+    fresh = link.with_name(f".{link.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(name)
+    os.replace(fresh, link)
+
+
+def _prune(home: Path) -> None:
+    kept = {os.readlink(link) for link in (home / "latest", home / "best") if link.is_symlink()}
+    for old in home.iterdir():
+        if old.is_dir() and not old.is_symlink() and old.name not in kept:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def weights_of(models: Models) -> dict[str, Tensor]:
+    """Return all weights and buffers of the networks, by ``net.name`` (tied ones once)."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for net, model in models.items():
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                tensors[f"{net}.{name}"] = tensor
+    return tensors
+
+
+def put_weights(models: Models, weights: dict[str, Tensor]) -> None:
+    """Copy saved weights into networks of the same shape."""
+    with torch.no_grad():
+        for name, tensor in weights_of(models).items():
+            if name not in weights or weights[name].shape != tensor.shape:
+                saved = list(weights[name].shape) if name in weights else "nothing"
+                raise UsageError(
+                    f"checkpoint has {saved} for {name} - allowed: {list(tensor.shape)} - do: "
+                    "use the task settings the checkpoint was trained with"
+                )
+            tensor.copy_(weights[name])
+
+
+def moments_of(optimizers: dict[str, Optimizer]) -> dict[str, Tensor]:
+    """Return the optimizers' states as tensors by ``group/parameter/state``."""
+    moments: dict[str, Tensor] = {}
+    for group, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                moments[f"{group}/{index}/{key}"] = torch.as_tensor(value)
+    return moments
+
+
+def put_moments(optimizers: dict[str, Optimizer], moments: dict[str, Tensor]) -> None:
+    """Give the optimizers their saved states back."""
+    for group, optimizer in optimizers.items():
+        whole = optimizer.state_dict()
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in moments.items():
+            home, index, key = name.split("/", 2)
+            if home == group:
+                states.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({**whole, "state": states})
+
+
+def make_task(settings: dict[str, Any]) -> Task:
+    """Build the task of a configuration: ``{"name": ..., fields ...}``."""
+    fields = {key: value for key, value in settings.items() if key != "name"}
+    return find_task(settings["name"])(**fields)
+
+
+def load_models(folder: str | Path, which: str = "latest") -> tuple[Task, Models]:
+    """Return the task and the trained networks (eval mode) of a run's folder."""
+    saved = Checkpoint.load(Path(folder), which)
+    task = make_task(saved.settings["task"])
+    models = task.models()
+    put_weights(models, saved.weights)
+    for model in models.values():
+        model.eval()
+    return task, models

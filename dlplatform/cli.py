@@ -1,0 +1,95 @@
+"""The command ``dlp``: its verbs, its help, and how every process of the platform ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from dlplatform.errors import PlatformError, UsageError, closest
+
+# verb: (module, function); modules come in when their verb is called, so that help is instant.
+VERBS = {
+    "train": ("dlplatform.submit", "train"),
+    "eval": ("dlplatform.saved", "evaluate"),
+    "predict": ("dlplatform.saved", "predict"),
+    "box": ("dlplatform.memorybox.server", "main"),
+    "bench": ("dlplatform.bench", "main"),
+    "doctor": ("dlplatform.doctor", "main"),
+    "tasks": ("dlplatform.help", "tasks_table"),
+}
+OWN_HELP = ("box", "bench")
+INTERRUPTED = 130
+# Set by launchers, which gather the error lines of many workers and show one of them.
+REPORT = "DLP_REPORT"
+
+
+def guard(run: Callable[[], object]) -> int:
+    """Run something and return the exit code; an error of the platform is one line on stderr.
+
+    Any other exception is a bug: its traceback is shown and the code is 1.
+    """
+    try:
+        done = run()
+        return done if type(done) is int else 0
+    except PlatformError as error:
+        return _report(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # dlp tasks | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        if os.environ.get(REPORT):
+            _report(f"bug: {type(error).__name__}: {error}", 1)
+        return 1
+
+
+def _report(text: str, code: int) -> int:
+    line = " ".join(text.split())
+    if line:
+        prefix = f"dlp: exit {code}: " if os.environ.get(REPORT) else "dlp: error: "
+        print(f"{prefix}{line}", file=sys.stderr, flush=True)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return guard(lambda: run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(argv: Sequence[str]) -> object:
+    """Run one verb with its arguments.
+
+    Raises:
+        UsageError: there is no such verb.
+    """
+    verb, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if verb in ("-h", "--help", "help"):
+        from dlplatform.help import overview
+
+        overview()
+        return 0
+    if verb in ("-V", "--version", "version"):
+        from importlib.metadata import version
+
+        print("dlplatform", version("dlplatform"))
+        return 0
+    if verb not in VERBS:
+        raise UsageError(
+            f"dlp {verb} is not a command{closest(verb, VERBS)}. Allowed: {', '.join(VERBS)}"
+        )
+    if verb not in OWN_HELP and {"-h", "--help"} & set(rest):
+        from dlplatform.help import verb_help
+
+        verb_help(verb, rest)
+        return 0
+    module, function = VERBS[verb]
+    return getattr(import_module(module), function)(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

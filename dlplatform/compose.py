@@ -1,0 +1,229 @@
+"""Hydra composes the dataclasses of ``config.py``; its errors become one line of ours."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dlplatform.config import CHECKS, Config, named, run_folder, validate
+from dlplatform.errors import PlatformError, UsageError, closest
+from dlplatform.rules.rule import find_rule, rules
+from dlplatform.task import find_task, tasks
+
+ROOT = "train"
+KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+
+
+def register() -> None:
+    """Tell Hydra the schema, all tasks and all rules."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for name, cls in rules().items():
+        store.store(group="rule", name=name, node=named(name, cls))
+    for name, task in tasks().items():
+        family, _, leaf = name.rpartition("/")
+        group = f"task/{family}" if family else "task"
+        store.store(group=group, name=leaf, node=named(name, task), package="task")
+    OmegaConf.register_new_resolver("dlp.plain", lambda name: name.replace("/", "-"), replace=True)
+    OmegaConf.register_new_resolver("dlp.folder", run_folder, replace=True)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A command line's fixed overrides, and each swept setting with its values."""
+
+    fixed: tuple[str, ...]
+    swept: tuple[tuple[str, ...], ...]
+
+    def jobs(self) -> list[list[str]]:
+        """Return the overrides of every job, in the order Hydra's own sweeper runs them."""
+        return [[*self.fixed, *choice] for choice in itertools.product(*self.swept)]
+
+    def samples(self) -> list[list[str]]:
+        """Return jobs in which every swept value occurs: enough to find a wrong one."""
+        first = [values[0] for values in self.swept]
+        found = [[*self.fixed, *first]]
+        for place, values in enumerate(self.swept):
+            for value in values[1:]:
+                found.append([*self.fixed, *first[:place], value, *first[place + 1 :]])
+        return found
+
+
+def parse(overrides: Iterable[str]) -> Sweep:
+    """Split overrides into fixed and swept ones; a later one replaces an earlier one.
+
+    Raises:
+        UsageError: a word that is not ``key=value``.
+    """
+    latest: dict[str, Override] = {}
+    for word in overrides:
+        one = _parse_one(word)
+        latest.pop(one.get_key_element(), None)
+        latest[one.get_key_element()] = one
+    fixed = [o.input_line or "" for o in latest.values() if not o.is_sweep_override()]
+    return Sweep(tuple(fixed), tuple(_values(o) for o in latest.values() if o.is_sweep_override()))
+
+
+def _parse_one(word: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except (OverrideParseException, HydraException) as error:
+        raise UsageError(
+            f"{word!r} is not a setting - allowed: key=value ({_first(error)}) - do: quote values "
+            "with blanks or brackets, see dlp train --help"
+        ) from None
+
+
+def _values(swept: Override) -> tuple[str, ...]:
+    key = swept.get_key_element()
+    if not swept.is_discrete_sweep():  # an interval: only its sweeper knows which values it tries
+        return ()
+    return tuple(f"{key}={value}" for value in swept.sweep_string_iterator())
+
+
+@contextmanager
+def one_line(words: Sequence[str]) -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise about these overrides into a UsageError."""
+    try:
+        yield
+    except PlatformError:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(_explain(error, words)) from None
+
+
+def compose(words: list[str], name: str = ROOT, folder: str | None = None) -> DictConfig:
+    """Compose one job's configuration, Hydra's own part included.
+
+    Args:
+        words: overrides without sweeps.
+        name: the primary configuration.
+        folder: a further folder of configuration files, or None.
+    """
+    search = [f"hydra.searchpath=[file://{folder}]"] if folder else []
+    with one_line(words), initialize_config_module("configs", version_base="1.3"):
+        return hydra_compose(name, [*words, *search], return_hydra_config=True)
+
+
+def settle(composed: DictConfig, workers: int | None = None) -> dict[str, Any]:
+    """Return a composed configuration as a validated plain dictionary without Hydra's part.
+
+    Args:
+        composed: what Hydra composed.
+        workers: the number of workers that a launcher outside has already started.
+    """
+    with one_line([]):
+        keys = [str(key) for key in composed if key != "hydra"]
+        plain = OmegaConf.to_container(
+            OmegaConf.masked_copy(composed, keys), resolve=True, throw_on_missing=True
+        )
+    config = cast(dict[str, Any], plain)
+    if workers is not None:
+        config["workers"] = workers
+    if config["cluster"]["boxes"]:
+        config["boxes"] = len(config["cluster"]["boxes"])
+    validate(config)
+    return config
+
+
+def _explain(error: Exception, words: Sequence[str]) -> str:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _no_option(error)
+    text, cause = str(error), error.__cause__
+    if found := re.match(r"You must specify '(.+?)'", text):
+        group = found[1]
+        known = ", ".join(tasks() if group == "task" else rules())
+        return f"{group} is missing - allowed: {known} - do: dlp train {group}=NAME"
+    if found := re.match(r"Could not override '(.+?)'", text):
+        return _no_key(found[1], words)
+    if found := re.match(r"Error merging override (\S+)", text):
+        return _wrong_type(text.removeprefix("Error merging override "), cause)
+    if found := re.match(r"Ambiguous value for argument '(.+?)'\n", text):
+        return f"{found[1]} has several values - allowed: one - do: dlp train -m ... to sweep"
+    if found := re.match(r"Could not append to config. An item is already at '(.+?)'", text):
+        return f"+{found[1]} exists already - allowed: new keys - do: write {found[1]}=VALUE"
+    return f"configuration cannot be composed: {_first(error)} - do: dlp train --help"
+
+
+def _no_option(error: MissingConfigException) -> str:
+    missing = str(error.missing_cfg_file)
+    cut = missing.rpartition if missing.startswith("hydra/") else missing.partition
+    group, _, name = cut("/")
+    try:
+        if group == "task":
+            find_task(name)
+        elif group == "rule":
+            find_rule(name)
+    except UsageError as known:
+        return str(known)
+    options = sorted({*map(str, error.options or ()), *_shipped(group)})
+    allowed = f". Allowed: {', '.join(options)}" if options else ""
+    kind = f"{group}={name}" if name else f"--config-name {group}"
+    return f"{kind} is not a configuration{closest(name, options)}{allowed}"
+
+
+def _shipped(group: str) -> list[str]:
+    """List a group's files, those of its subgroups too, which Hydra leaves out."""
+    root = Path(str(files("configs"))) / group
+    return [path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")]
+
+
+def _no_key(key: str, words: Sequence[str]) -> str:
+    shown = next((word for word in words if word.lstrip("+~").startswith(f"{key}=")), key)
+    near = closest(key, _keys(words)) or closest(key.rpartition(".")[2], _keys(words))
+    return f"{shown} is not a setting{near}. All settings: dlp train --help"
+
+
+def _keys(words: Sequence[str]) -> list[str]:
+    """List every dotted key that the chosen task and rule have."""
+    chosen = dict(word.split("=", 1) for word in words if "=" in word)
+    known_tasks, known_rules = tasks(), rules()
+    keys = list(_flat(OmegaConf.structured(Config), ""))
+    task = known_tasks.get(chosen.get("task", ""))
+    rule = known_rules.get(chosen.get("rule", "hybrid"))
+    for group, cls in (("task", task), ("rule", rule)):
+        if cls is not None:
+            keys += _flat(OmegaConf.structured(named(group, cls)), f"{group}.")
+    return [*keys, "experiment", "debug", "sweep", "cluster", "run"]
+
+
+def _flat(node: DictConfig, prefix: str) -> Iterator[str]:
+    for key, value in node.items_ex(resolve=False):
+        if isinstance(value, DictConfig) and not value._is_none():
+            yield from _flat(value, f"{prefix}{key!s}.")
+        else:
+            yield f"{prefix}{key!s}"
+
+
+def _wrong_type(word: str, cause: BaseException | None) -> str:
+    key, _, value = word.partition("=")
+    text = _first(cause) if cause else "it does not fit"
+    wanted = re.search(r"could not be converted to (\w+)", text)
+    if wanted:
+        kind = KINDS.get(wanted[1], wanted[1])
+        check = CHECKS.get(key)
+        allowed, instead = (check.allowed, check.instead) if check else (kind, "VALUE")
+        return f"{key}={value} is not {kind} - allowed: {allowed} - do: {key}={instead}"
+    if "not a ListConfig" in text:
+        return f"{key}={value} is not a list - allowed: [a,b,...] - do: {key}=[{value}]"
+    return f"{key}={value} does not fit: {text} - do: dlp train --help"
+
+
+def _first(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,117 @@
+"""FlatGroup: the weights of a parameter group as views of one vector, its gradients of another.
+
+An exchange is then one call on one address: no flatten, no copy, no loop over tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from dlplatform.errors import UsageError
+from dlplatform.memorybox.memory import Memory
+from kernels import cpu
+
+ALIGN = 16  # floats: every parameter starts on a cache line
+
+
+def vector(address: int, length: int) -> Tensor:
+    """Return memory of this process as an fp32 tensor of ``length`` elements, uncopied."""
+    raw = (ctypes.c_char * (4 * length)).from_address(address)
+    return torch.frombuffer(raw, dtype=torch.float32)
+
+
+class FlatGroup:
+    """One weight vector and one gradient vector under the parameters of a group.
+
+    Frozen parameters (``requires_grad=False``) and repeated (tied) ones take no room.
+
+    Args:
+        name: names the group's buffers in the boxes.
+        parameters: fp32 parameters on the CPU.
+    """
+
+    def __init__(self, name: str, parameters: Iterable[nn.Parameter]) -> None:
+        self.name = name
+        self.parameters = list(dict.fromkeys(p for p in parameters if p.requires_grad))
+        self._check()
+        self.offsets, self.length = [], 0
+        for p in self.parameters:
+            self.offsets.append(self.length)
+            self.length += -(-p.numel() // ALIGN) * ALIGN
+        self._memory = [Memory(self.length), Memory(self.length)]
+        self.weight = vector(self._memory[0].address, self.length)
+        self.grad = vector(self._memory[1].address, self.length)
+        with torch.no_grad():
+            for p, view in zip(self.parameters, self.views(self.weight), strict=True):
+                view.copy_(p)
+                p.data = view
+        self._hold_grad()
+
+    def _check(self) -> None:
+        if not self.parameters:
+            raise UsageError(
+                f"group {self.name} has 0 trainable parameters - allowed: 1 or more - do: check "
+                "requires_grad, or leave the group out"
+            )
+        for p in self.parameters:
+            if p.dtype != torch.float32 or p.device.type != "cpu":
+                raise UsageError(
+                    f"group {self.name} has a parameter in {p.dtype} on {p.device} - allowed: "
+                    "torch.float32 on cpu - do: use run.precision for lower precision"
+                )
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Return a flat vector as tensors shaped like the parameters."""
+        return [
+            flat[at : at + p.numel()].view(p.shape)
+            for p, at in zip(self.parameters, self.offsets, strict=True)
+        ]
+
+    def place_grad(self, address: int) -> None:
+        """Keep the gradients in other memory from now on (a region that others can map)."""
+        self.grad = vector(address, self.length)
+        self._memory[1] = self._memory[0]  # the old memory may go
+        self._hold_grad()
+
+    def _hold_grad(self) -> None:
+        self._grad_views = self.views(self.grad)
+        self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Zero all gradients at once and keep them views (None counts as zero here)."""
+        self.grad.zero_()
+        for p, view in zip(self.parameters, self._grad_views, strict=True):
+            p.grad = view
+
+    def collect_grad(self) -> None:
+        """Copy in gradients that a foreign loop replaced: after it, each is a view again."""
+        for p, view in zip(self.parameters, self._grad_views, strict=True):
+            if p.grad is view:
+                continue
+            if p.grad is None:
+                view.zero_()
+            elif p.grad.data_ptr() != view.data_ptr():
+                view.copy_(p.grad)
+            p.grad = view
+
+    def copy_weight(self, into: int) -> None:
+        """Copy the weights to the memory at address ``into``."""
+        cpu.copy(into, self.weight_address, 4 * self.length)
+
+    def norm(self, address: int) -> float:
+        """Return the Euclidean norm of a vector of the group's length."""
+        return float(vector(address, self.length).norm())
+
+    @property
+    def weight_address(self) -> int:
+        """Return where the weights are."""
+        return self.weight.data_ptr()
+
+    @property
+    def grad_address(self) -> int:
+        """Return where the gradients are."""
+        return self.grad.data_ptr()

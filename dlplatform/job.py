@@ -1,0 +1,224 @@
+"""Job: this process's share of a training - who it is, its boxes, its work - in two lines.
+
+    job = dlplatform.init()
+    optimizer = dlplatform.distribute(optimizer, model, rule="easgd")
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dlplatform.errors import PlatformError, UsageError
+from dlplatform.memorybox import wire
+from dlplatform.memorybox.cluster import Cluster
+from dlplatform.memorybox.process import Boxes
+from dlplatform.rules.rule import Rule, find_rule
+from dlplatform.work import Work
+from dlplatform.world import World, share
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from dlplatform.flat import FlatGroup
+
+
+@dataclass
+class Place:
+    """Where a job's boxes are: all its processes hold the same one."""
+
+    addresses: list[str]
+    secret: str = ""
+    name: str = "job"
+
+    @staticmethod
+    def given(addresses: Sequence[str], secret_file: str, name: str) -> Place:
+        """Return the place of boxes that somebody else runs."""
+        remote = any(not address.startswith("inproc:") for address in addresses)
+        secret = wire.load_secret(secret_file).decode() if remote else ""
+        return Place(list(addresses), secret, name)
+
+
+@dataclass
+class Job:
+    """One worker of a job; ``close`` (also at exit) finishes its rules and leaves politely."""
+
+    world: World
+    cluster: Cluster
+    work: Work
+    boxes: Boxes | None = None
+    groups: dict[str, tuple[FlatGroup, Rule]] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Time this worker's training thread spent in exchanges."""
+
+    @staticmethod
+    def open(
+        world: World, place: Place, *, boxes: Boxes | None = None, first: int = 0,
+        total: int = 1 << 62, timeout_s: float = 60.0,
+    ) -> Job:  # fmt: skip
+        """Connect to the boxes, wait for all workers, and get ready to work on first..total-1."""
+        cluster = Cluster(place.addresses, place.name, place.secret.encode(), timeout_s)
+        cluster.join(world.rank, world.size)
+        return Job(world, cluster, Work(cluster, first, total), boxes)
+
+    @property
+    def rank(self) -> int:
+        """Return this worker's rank."""
+        return self.world.rank
+
+    @property
+    def size(self) -> int:
+        """Return how many workers the job has."""
+        return self.world.size
+
+    def attach(self, optimizer: torch.optim.Optimizer, group: FlatGroup, rule: Rule) -> None:
+        """Put a group under a rule: exchange around every ``optimizer.step``."""
+        if group.name in self.groups:
+            raise UsageError(
+                f"group {group.name} is distributed already - allowed: a new name - do: give "
+                "name=... to distribute"
+            )
+        rule.start(self, group)
+        self.groups[group.name] = group, rule
+
+        def before(*_: Any) -> None:
+            begin = time.perf_counter()
+            group.collect_grad()
+            rule.gradients()
+            self.seconds += time.perf_counter() - begin
+
+        def after(*_: Any) -> None:
+            begin = time.perf_counter()
+            self.cluster.check()
+            rule.weights()
+            self.seconds += time.perf_counter() - begin
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+        optimizer.zero_grad = group.zero_grad  # type: ignore[method-assign]
+
+    def finish(self) -> None:
+        """Push what is left of every group and tell the others."""
+        for _, rule in self.groups.values():
+            rule.finish()
+        self.cluster.finished()
+
+    def close(self) -> None:
+        """Leave the boxes; those started here end with their last worker."""
+        self.cluster.close()
+        if self.boxes is not None:
+            self.boxes.stop()
+
+
+_current: list[Job] = []
+
+
+def init(
+    boxes: int = 1, *, cluster: Sequence[str] = (), secret_file: str = "", transport: str = "shm"
+) -> Job:
+    """Join the job that mpirun (or the local launcher) started this process for.
+
+    Args:
+        boxes: memory boxes rank 0 starts on its host, unless ``cluster`` names running ones.
+        cluster: addresses of running boxes, in order.
+        secret_file: their secret's file.
+        transport: how workers reach boxes started here: ``shm`` or ``tcp``.
+    """
+    if _current:
+        raise UsageError("dlplatform.init() a second time - allowed: once - do: keep the job")
+    world = World.detect()
+    place, started = _find_place(world, boxes, list(cluster), secret_file, transport)
+    job = Job.open(world, place, boxes=started)
+    _current.append(job)
+    atexit.register(_leave)
+    return job
+
+
+def _find_place(
+    world: World, boxes: int, cluster: list[str], secret_file: str, transport: str
+) -> tuple[Place, Boxes | None]:
+    name = os.environ.get("DLP_JOB", "job")
+    cluster = cluster or os.environ.get("DLP_BOXES", "").split()
+    if cluster:
+        secret_file = secret_file or os.environ.get("DLP_SECRET_FILE", "")
+        return Place.given(cluster, secret_file, name), None
+    if world.size == 1:
+        return Place([f"inproc://{number}" for number in range(boxes)]), None
+    return start_boxes(world, boxes, transport, "/dev/shm")
+
+
+def start_boxes(
+    world: World, count: int, transport: str, memory: str
+) -> tuple[Place, Boxes | None]:
+    """Start boxes on rank 0's host and tell all ranks of mpirun where they are."""
+    if not world.mpi:
+        raise UsageError(
+            f"{world.size} workers under {world.launcher or 'no launcher'} and no boxes - "
+            "allowed: mpirun, or running boxes - do: dlp box --bind ..., then cluster.boxes=[...]"
+        )
+    started, message = None, {}
+    if world.rank == 0:
+        try:
+            started = Boxes(count, transport, memory)
+            secret = wire.load_secret(started.secret_file).decode()
+            message = {"addresses": started.addresses, "secret": secret}
+        except PlatformError as error:
+            message = {"error": str(error), "kind": type(error).__name__}
+    message = share(message)
+    if "error" in message:
+        raise wire.refusal({"refused": message["error"], "kind": message["kind"]})
+    return Place(**message), started
+
+
+def distribute(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    rule: str | Rule = "easgd",
+    *,
+    name: str = "main",
+    **settings: Any,
+) -> torch.optim.Optimizer:
+    """Make an optimizer train together with the other workers' and return it.
+
+    Model, loss and loop stay as they are. From now on the optimizer's parameters are views of
+    one vector in which rank 0's initial weights are; every ``optimizer.step()`` exchanges by the
+    rule, ``settings`` are its fields (``rate=0.1``).
+    """
+    from dlplatform.flat import FlatGroup
+
+    if not _current:
+        raise UsageError(
+            "distribute before init - allowed: after - do: call job = dlplatform.init() first"
+        )
+    if isinstance(rule, str):
+        rule = find_rule(rule)(**settings)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    known = {id(p) for p in model.parameters()}
+    if strange := sum(id(p) not in known for p in parameters):
+        raise UsageError(
+            f"{strange} of the optimizer's {len(parameters)} parameters are not the model's - "
+            "allowed: 0 - do: pass the model this optimizer trains"
+        )
+    _current[0].attach(optimizer, FlatGroup(name, parameters), rule)
+    return optimizer
+
+
+def _leave() -> None:
+    job = _current.pop()
+    try:
+        job.finish()
+        if job.groups and job.cluster.is_chief():
+            _wait_for_all(job)
+    finally:
+        job.close()
+
+
+def _wait_for_all(job: Job) -> None:
+    end = time.monotonic() + job.cluster.timeout_s
+    while not job.cluster.everyone_finished() and time.monotonic() < end:
+        time.sleep(0.01)

@@ -1,0 +1,58 @@
+"""Judge: scores the job's weights on copies of the networks, while training goes on."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+
+from dlplatform.flat import FlatGroup
+
+if TYPE_CHECKING:
+    from dlplatform.rules.rule import Rule
+    from dlplatform.task import Models, Task
+
+
+class Judge:
+    """Copies of a task's networks that hold the job's current (or averaged) weights.
+
+    Args:
+        task: gives data and scores.
+        models: networks before they become views of flat vectors.
+        decay: of the moving average of weights to judge; 0 judges the weights themselves.
+    """
+
+    def __init__(self, task: Task, models: Models, decay: float = 0.0) -> None:
+        self.task, self.decay = task, decay
+        self.models = copy.deepcopy(models)
+        self.groups = {
+            name: FlatGroup(name, parameters)
+            for name, parameters in task.groups(self.models).items()
+        }
+        self.average = {name: group.weight.clone() for name, group in self.groups.items()}
+
+    def observe(self, groups: dict[str, tuple[FlatGroup, Rule]]) -> None:
+        """Move the averages towards this worker's weights, after a step."""
+        if self.decay:
+            for name, (group, _) in groups.items():
+                self.average[name].lerp_(group.weight, 1.0 - self.decay)
+
+    def take(self, groups: dict[str, tuple[FlatGroup, Rule]], models: Models) -> None:
+        """Bring the job's weights (or the averages) and this worker's buffers here."""
+        for name, (_, rule) in groups.items():
+            rule.master(self.groups[name].weight_address)
+            if self.decay:
+                self.groups[name].weight.copy_(self.average[name])
+        with torch.no_grad():
+            for name, model in models.items():
+                mine = dict(self.models[name].named_buffers())
+                for key, value in model.named_buffers():
+                    mine[key].copy_(value)
+
+    def score(self, split: str) -> dict[str, float]:
+        """Return the task's scores on a split."""
+        for model in self.models.values():
+            model.eval()
+        with torch.no_grad():
+            return self.task.score(self.models, self.task.batches(split))

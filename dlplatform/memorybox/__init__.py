@@ -1,0 +1,1 @@
+"""The Soft Memory Box: RAM of a server, cut into segments that every worker reads and writes."""

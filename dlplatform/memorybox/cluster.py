@@ -1,0 +1,178 @@
+"""Cluster: this process's handle on the ordered memory boxes of a job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from dlplatform.errors import PeerLost, PlatformError, UsageError
+from dlplatform.memorybox.box import DIED, FINISHED, JOINED
+from dlplatform.memorybox.buffer import SharedBuffer
+from dlplatform.memorybox.counter import SLICE_MS, Counter
+from dlplatform.memorybox.segment import split
+from dlplatform.transports.transport import MAPPED, open_transport
+
+
+class Cluster:
+    """Boxes in the same order for every process: create, attach, counters, membership.
+
+    Args:
+        boxes: addresses (``inproc://``, ``shm://``, ``tcp://``), the same order everywhere.
+        job: namespace inside the boxes; processes of one job share it.
+        secret: what the boxes were started with.
+        timeout_s: patience with a box that does not answer, and with workers that do not come.
+    """
+
+    def __init__(
+        self, boxes: Sequence[str], job: str = "job", secret: bytes = b"", timeout_s: float = 60.0
+    ) -> None:
+        if not boxes:
+            raise UsageError("cluster.boxes=[]: 0 boxes - allowed: 1 or more - do: name a box")
+        self.job, self.timeout_s = job, timeout_s
+        self.transports = [open_transport(uri, job, secret, timeout_s) for uri in boxes]
+        self.mapped = all(MAPPED in transport.can for transport in self.transports)
+        self._pool = ThreadPoolExecutor(len(boxes)) if len(boxes) > 1 and not self.mapped else None
+        self._counters: dict[str, Counter] = {}
+        self.rank, self.size = -1, 0
+
+    # -- buffers -----------------------------------------------------------------------
+
+    def create(
+        self, name: str, length: int, weights: Sequence[float] | None = None
+    ) -> dict[str, Any]:
+        """Create a buffer of ``length`` fp32 zeros, cut over all boxes by their weights.
+
+        Returns the buffer's information (size, creation key, segments) for ``attach`` here
+        and elsewhere. All segments exist afterwards, or none.
+        """
+        pieces = split(length, list(weights or [1.0] * len(self.transports)))
+        key, made = "", []
+        try:
+            for box, (offset, count) in enumerate(pieces):
+                if count:
+                    call = self.transports[box].call
+                    key = call("create", name=name, floats=count, key=key)["key"]
+                    made.append([box, offset, count])
+        except PlatformError:
+            for box, _, _ in made:
+                with suppress(PlatformError):
+                    self.transports[box].call("delete", key=key)
+            raise
+        return {"name": name, "length": length, "key": key, "segments": made}
+
+    def attach(self, info: dict[str, Any]) -> SharedBuffer:
+        """Share a buffer that someone created, by its information."""
+        return SharedBuffer(self, info)
+
+    def buffer(self, name: str, length: int, creator: bool) -> SharedBuffer:
+        """Create and announce a buffer, or wait for its creator's announcement; then attach."""
+        if creator:
+            self.publish(f"buffer/{name}", self.create(name, length))
+        return self.attach(self.lookup(f"buffer/{name}"))
+
+    def parallel(self, calls: Sequence[Callable[[], Any]]) -> None:
+        """Run one call per box, at the same time where boxes do the work."""
+        if self._pool is None or len(calls) == 1:
+            for call in calls:
+                call()
+            return
+        futures = [self._pool.submit(call) for call in calls]
+        for future in futures:
+            future.result()
+
+    # -- counters and notices ------------------------------------------------------------
+
+    def counter(self, name: str) -> Counter:
+        """Return a counter of the job; all of them live in the first box."""
+        if name not in self._counters:
+            self._counters[name] = self.transports[0].counter(name)
+        return self._counters[name]
+
+    def publish(self, name: str, value: Any) -> None:
+        """Pin a small value (msgpack types) to the job's notice board."""
+        self.transports[0].call("publish", name=name, value=value)
+
+    def lookup(self, name: str) -> Any:
+        """Wait for a value on the notice board."""
+        end = time.monotonic() + self.timeout_s
+        notices = self.counter("notices")
+        while True:
+            seen = notices.value
+            value = self.transports[0].call("lookup", name=name)["value"]
+            if value is not None:
+                return value
+            notices.reached(seen + 1, SLICE_MS)
+            self.check_peers()
+            if time.monotonic() > end:
+                raise PeerLost(
+                    f"nobody published {name} within {self.timeout_s:g} s - allowed: "
+                    "cluster.timeout_s - do: see the log of rank 0, or raise it"
+                )
+
+    # -- members -------------------------------------------------------------------------
+
+    def join(self, rank: int, size: int) -> None:
+        """Become a member and wait until all ``size`` have come."""
+        self.rank, self.size = rank, size
+        self.transports[0].lease("join", rank=rank)
+        try:
+            self.counter("members").wait(size, self.timeout_s, self.check)
+        except PeerLost:
+            self.check()
+            come = self.counter("members").value
+            raise PeerLost(
+                f"{come} of {size} workers came within {self.timeout_s:g} s - allowed: all - do: "
+                "see the logs of the missing ranks, or raise cluster.timeout_s"
+            ) from None
+
+    def state(self, rank: int) -> int:
+        """Return what a member does: JOINED, FINISHED, LEFT, DIED (0: never came)."""
+        return self.counter(f"member/{rank}").value
+
+    def dead(self) -> list[int]:
+        """Return the ranks whose process died."""
+        if not self.counter("losses").value:
+            return []
+        return [rank for rank in range(self.size) if self.state(rank) == DIED]
+
+    def is_chief(self) -> bool:
+        """Tell whether this worker reports for all: the lowest rank that has not died."""
+        dead = self.dead() if self.rank > 0 else []
+        return all(rank in dead for rank in range(self.rank))
+
+    def finished(self) -> None:
+        """Tell the others that this worker has pushed its last update."""
+        self.counter(f"member/{self.rank}").set(FINISHED)
+
+    def everyone_finished(self) -> bool:
+        """Tell whether nobody trains any more."""
+        return all(self.state(rank) != JOINED for rank in range(self.size))
+
+    def check(self) -> None:
+        """Raise PeerLost when a box is gone."""
+        for transport in self.transports:
+            if transport.lost:
+                raise PeerLost(transport.lost)
+
+    def check_peers(self) -> None:
+        """Raise PeerLost when a box or a worker is gone."""
+        self.check()
+        if dead := self.dead():
+            who = ", ".join(str(rank) for rank in dead)
+            raise PeerLost(
+                f"worker {who} died and this rule needs all {self.size} - allowed: rule=asgd or "
+                "rule=easgd survive it - do: continue with resume=auto"
+            )
+
+    def close(self) -> None:
+        """Leave the job and hang up; what this worker still shared is given back."""
+        for transport in self.transports:
+            if not transport.lost:
+                with suppress(PlatformError, OSError):
+                    transport.lease("leave")
+            transport.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)

@@ -1,0 +1,91 @@
+"""Boxes of a job: box processes on this host that end by themselves when the job ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from dlplatform.errors import EnvironmentMissing
+from dlplatform.memorybox import wire
+
+
+class Boxes:
+    """Box processes started here; ``with Boxes(2) as boxes`` gives ``boxes.addresses``.
+
+    Args:
+        count: how many.
+        transport: ``shm`` or ``tcp`` (loopback).
+        memory: where they take their memory (see ``dlp box --memory``).
+    """
+
+    def __init__(self, count: int, transport: str = "shm", memory: str = "/dev/shm") -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="dlp-")
+        self.secret_file = str(Path(self._folder.name) / "secret")
+        wire.load_secret(self.secret_file, create=True)
+        self.processes: list[subprocess.Popen[str]] = []
+        self.addresses: list[str] = []
+        token = secrets.token_hex(4)
+        try:
+            for number in range(count):
+                bind = f"shm://{token}-{number}" if transport == "shm" else "tcp://127.0.0.1:0"
+                self.processes.append(self._start(bind, memory))
+            self.addresses = [self._ready(process) for process in self.processes]
+        except BaseException:
+            self.stop()
+            raise
+
+    def command(self, bind: str, memory: str) -> list[str]:
+        """Return the command line of one box."""
+        return [
+            *(sys.executable, "-m", "dlplatform.memorybox", "--bind", bind),
+            *("--secret-file", self.secret_file, "--memory", memory, "--lifeline"),
+        ]
+
+    def _start(self, bind: str, memory: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(bind, memory),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the workers; the lifeline ends the boxes
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+
+    def _ready(self, process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None and process.stderr is not None
+        line = process.stdout.readline()
+        if not line:
+            reason = process.stderr.read().strip().splitlines() or ["no reason given"]
+            text = reason[-1].removeprefix("dlp: error: ")
+            raise EnvironmentMissing(text if process.wait() in (2, 3) else f"box: {text}")
+        return str(json.loads(line)["address"])
+
+    def stop(self) -> None:
+        """Cut the lifelines; each box ends once its last worker has left."""
+        for process in self.processes:
+            with contextlib.suppress(OSError):
+                if process.stdin:
+                    process.stdin.close()
+        for process in self.processes:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            for pipe in (process.stdout, process.stderr):
+                if pipe:
+                    pipe.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Boxes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

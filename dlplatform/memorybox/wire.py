@@ -1,0 +1,143 @@
+"""Frames and the handshake: how a worker and a box talk over a socket.
+
+A frame is a 4-byte little-endian length and that many bytes of msgpack (a map). Bulk data
+follow their request as raw bytes. Nothing is pickled and every length is bounded.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import socket
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from dlplatform import errors
+from dlplatform.errors import BoxError, PeerLost, PlatformError, UsageError
+
+VERSION = 1
+LONGEST = 1 << 20
+Frame = dict[str, Any]
+
+
+def send(connection: socket.socket, frame: Frame) -> None:
+    """Send one frame."""
+    body = msgpack.packb(frame, use_bin_type=True)
+    connection.sendall(struct.pack("<I", len(body)) + body)
+
+
+def receive(connection: socket.socket) -> Frame:
+    """Receive one frame; a closed connection is a ConnectionError, a bad frame too."""
+    (length,) = struct.unpack("<I", _exactly(connection, 4))
+    if length > LONGEST:
+        raise ConnectionError(f"frame of {length} bytes, allowed {LONGEST}")
+    try:
+        frame = msgpack.unpackb(_exactly(connection, length), raw=False)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ConnectionError(f"frame is not msgpack: {error}") from None
+    if not isinstance(frame, dict):
+        raise ConnectionError(f"frame holds a {type(frame).__name__}, allowed: a map")
+    return frame
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    parts, missing = [], count
+    while missing:
+        part = connection.recv(missing)
+        if not part:
+            raise ConnectionResetError("the other side closed the connection")
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def _proof(secret: bytes, side: str, *nonces: bytes) -> bytes:
+    return hmac.digest(secret, side.encode() + b"".join(nonces), "sha256")
+
+
+def welcome(connection: socket.socket, secret: bytes) -> bool:
+    """Let a worker prove that it knows the secret, and prove the same (HMAC-SHA256)."""
+    ours = secrets.token_bytes(32)
+    send(connection, {"box": VERSION, "nonce": ours})
+    answer = receive(connection)
+    theirs, proof = answer.get("nonce"), answer.get("proof")
+    good = isinstance(theirs, bytes) and isinstance(proof, bytes)
+    if not good or not hmac.compare_digest(proof, _proof(secret, "worker", ours, theirs)):
+        send(connection, {"refused": "wrong secret"})
+        return False
+    send(connection, {"proof": _proof(secret, "box", theirs, ours)})
+    return True
+
+
+def introduce(connection: socket.socket, secret: bytes, uri: str) -> None:
+    """Prove to a box that this worker knows the secret, and check the box's proof."""
+    offer = receive(connection)
+    theirs = offer.get("nonce")
+    if offer.get("box") != VERSION or not isinstance(theirs, bytes):
+        raise PeerLost(
+            f"{uri} speaks version {offer.get('box')} - allowed: {VERSION} - do: run the same "
+            "dlplatform on both sides"
+        )
+    ours = secrets.token_bytes(32)
+    send(connection, {"nonce": ours, "proof": _proof(secret, "worker", theirs, ours)})
+    answer = receive(connection)
+    proof = answer.get("proof", b"")
+    if not hmac.compare_digest(proof, _proof(secret, "box", ours, theirs)):
+        raise UsageError(
+            f"{uri} refused this job's secret - allowed: the secret the box was started with - "
+            "do: give its file as cluster.secret_file=..."
+        )
+
+
+def keep_alive(link: socket.socket) -> None:
+    """Notice a vanished host within about 15 s, and send small frames at once."""
+    if link.family == socket.AF_UNIX:
+        return
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, 5),
+        (socket.TCP_KEEPINTVL, 3),
+        (socket.TCP_KEEPCNT, 3),
+        (socket.TCP_USER_TIMEOUT, 15_000),
+    ):
+        link.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def refusal(frame: Frame) -> PlatformError:
+    """Turn a refused reply into the error it stands for."""
+    kind = getattr(errors, str(frame.get("kind")), BoxError)
+    known = isinstance(kind, type) and issubclass(kind, PlatformError)
+    return (kind if known else BoxError)(str(frame.get("refused")))
+
+
+def default_secret_file() -> str:
+    """Return where the secret is kept when no file is named."""
+    return os.environ.get("DLP_SECRET_FILE") or str(Path.home() / ".dlplatform" / "secret")
+
+
+def load_secret(path: str, create: bool = False) -> bytes:
+    """Read a secret from a file only its owner can read; ``create`` makes it if missing."""
+    file = Path(path or default_secret_file())
+    if create and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as out:
+            out.write(secrets.token_hex(32) + "\n")
+    try:
+        text, mode = file.read_text().strip(), file.stat().st_mode
+    except OSError as error:
+        raise UsageError(
+            f"cluster.secret_file={file}: {error.strerror} - allowed: the file the boxes were "
+            "started with - do: copy it here, or start the boxes first"
+        ) from None
+    if mode & 0o077 or not text:
+        raise UsageError(
+            f"cluster.secret_file={file}: empty, or readable by others - allowed: mode 0600 - do: "
+            f"chmod 600 {file}"
+        )
+    return text.encode()

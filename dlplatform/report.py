@@ -1,0 +1,157 @@
+"""What a run tells people: banner, figures, final summary and picture."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlplatform.memorybox.memory import megabytes
+from dlplatform.progress import describe
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dlplatform.trainer import Trainer
+
+
+def banner(trainer: Trainer) -> str:
+    """Return the lines that open a run: what trains where, and how much moves."""
+    settings, job = trainer.settings, trainer.job
+    length = sum(group.length for group, _ in job.groups.values())
+    parameters = sum(p.numel() for group, _ in job.groups.values() for p in group.parameters)
+    rule = settings["rule"]
+    where = " ".join(transport.uri for transport in job.cluster.transports)
+    again = f" from {trainer.start}" if trainer.start else ""
+    return (
+        f"{settings['task']['name']}: {parameters:,} parameters, {trainer.total} minibatches"
+        f"{again}, seed {trainer.seed}\n"
+        f"rule {rule['name']} {describe(rule)}\n"
+        f"{job.size} worker(s), {len(job.cluster.transports)} box(es): {where}\n"
+        f"{megabytes(4 * length)} per exchange, folder {trainer.folder}"
+    )
+
+
+def figures(trainer: Trainer, loss: float, seconds: float) -> dict[str, float]:
+    """Return the scalars of the board for the steps since the last tick."""
+    job, steps = trainer.job, max(trainer.steps, 1)
+    done = job.work.position - getattr(trainer, "last_position", trainer.start)
+    values = {
+        "train/loss": loss,
+        "time/step_s": seconds / steps,
+        "time/exchange_s": job.seconds / steps,
+        "time/minibatches_per_s": done / seconds,
+        "sync/bytes": 4.0 * sum(group.length for group, _ in job.groups.values()),
+    }
+    for _, rule in job.groups.values():
+        values.update(rule.report())
+    return values
+
+
+def short(values: dict[str, float], history: list[dict[str, float]]) -> dict[str, str]:
+    """Return the figures of the progress bar."""
+    share = values["time/exchange_s"] / max(values["time/step_s"], 1e-9)
+    shown = {
+        "loss": f"{values['train/loss']:.4f}",
+        "val": f"{history[-1]['score']:.4f}" if history else "-",
+        "mb/s": f"{values['time/minibatches_per_s']:.1f}",
+        "exchange": f"{100 * share:.0f}%",
+    }
+    if "sync/staleness" in values:
+        shown["stale"] = f"{values['sync/staleness']:.0f}"
+    return shown
+
+
+def result(trainer: Trainer, scores: dict[str, float], seconds: float) -> dict[str, Any]:
+    """Return what result.json holds."""
+    settings = trainer.settings
+    return {
+        "task": settings["task"]["name"],
+        "rule": settings["rule"]["name"],
+        "workers": trainer.job.size,
+        "boxes": len(trainer.job.cluster.transports),
+        "seed": trainer.seed,
+        "minibatches": trainer.total,
+        "primary": trainer.task.primary,
+        "score": scores[trainer.task.primary],
+        "test": scores,
+        "validation": trainer.history,
+        "baselines": trainer.task.baselines(),
+        "seconds": round(seconds, 2),
+        "lost_workers": trainer.job.cluster.dead(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def summary(trainer: Trainer, result: dict[str, Any], picture: Path) -> str:
+    """Return the lines that close a run: score, baselines, time, picture, how to go on."""
+    name = result["primary"]
+    base = "  ".join(f"{key} {value:.4f}" for key, value in result["baselines"].items())
+    lost = result["lost_workers"]
+    lines = [
+        f"test {name} {result['score']:.4f}   (baselines: {base or 'none'})",
+        f"time {result['seconds']:.1f} s, {result['minibatches']} minibatches, "
+        f"{result['workers']} worker(s), rule {result['rule']}",
+        *([f"workers lost on the way: {lost}"] if lost else []),
+        f"picture      {picture}",
+        f"tensorboard  tensorboard --logdir {trainer.folder}",
+        f"evaluate     dlp eval run={shlex.quote(str(trainer.folder))}",
+        f"again        {repeat(trainer)}",
+    ]
+    return "\n".join(lines)
+
+
+def repeat(trainer: Trainer) -> str:
+    """Return a command line that does the run again."""
+    s = trainer.settings
+    words = [
+        f"task={s['task']['name']}",
+        f"rule={s['rule']['name']}",
+        f"workers={trainer.job.size}",
+        f"boxes={len(trainer.job.cluster.transports)}",
+        f"seed={trainer.seed}",
+        f"run.minibatches={trainer.total}",
+    ]
+    return "dlp train " + " ".join(words)
+
+
+def picture(
+    folder: Path, history: list[dict[str, float]], image: Image.Image | None, result: dict[str, Any]
+) -> Path:
+    """Draw the result picture: curves on the left, predictions on the right."""
+    import json
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    loss = [(r["minibatch"], r["train/loss"]) for r in rows if "train/loss" in r]
+    figure, axes = plt.subplot_mosaic(
+        [["loss", "image"], ["score", "image"]], figsize=(12, 6), width_ratios=[1, 1.35]
+    )
+    axes["loss"].plot(*zip(*loss, strict=True), color="tab:blue", lw=1.2) if loss else None
+    axes["loss"].set(ylabel="training loss", yscale="log")
+    at = [row["minibatch"] for row in history]
+    axes["score"].plot(at, [row["score"] for row in history], "o-", color="tab:green", ms=4)
+    for (name, value), style in zip(result["baselines"].items(), ("--", ":", "-.") * 3, strict=False):
+        axes["score"].axhline(value, ls=style, color="grey", lw=1, label=f"{name} {value:.3f}")
+    axes["score"].set(xlabel="minibatches of the whole job", ylabel=f"validation {result['primary']}")
+    if result["baselines"]:
+        axes["score"].legend(frameon=False, fontsize=8, loc="lower right")
+    for key in ("loss", "score"):
+        axes[key].grid(alpha=0.25)
+    axes["image"].axis("off")
+    if image is not None:
+        axes["image"].imshow(image)
+    figure.suptitle(
+        f"{result['task']}   rule {result['rule']}, {result['workers']} workers, "
+        f"{result['boxes']} boxes   test {result['primary']} {result['score']:.4f}"
+    )
+    figure.tight_layout()
+    path = folder / "result.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path

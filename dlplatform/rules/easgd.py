@@ -1,0 +1,161 @@
+"""``easgd``: elastic averaging, hidden behind computation (specs S3; P-HET; arXiv:1412.6651).
+
+A worker's weights x and the shared centre g pull at each other: D = a (x - g); g += D; x -= D.
+An update thread computes D and moves g while the next minibatch is computed; the training
+thread takes D off x when it next changes x anyway. One flow lock passes between the two: the
+training thread holds it while it changes the weights, the update thread while it reads them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dlplatform.errors import UsageError
+from dlplatform.memorybox.memory import Memory
+from dlplatform.rules.asgd import Staleness, check_interval
+from dlplatform.rules.rule import Rule, rule
+from dlplatform.rules.ssgd import shared_weights
+from kernels import cpu
+
+if TYPE_CHECKING:
+    from dlplatform.flat import FlatGroup
+    from dlplatform.job import Job
+
+BETA = 0.9
+
+
+class UpdateThread:
+    """The update thread of P-HET: woken after a step, moves the centre, hands D back."""
+
+    def __init__(self, exchange: Callable[[], None]) -> None:
+        self.exchange = exchange
+        self.flow = threading.Condition()
+        self.busy = self.ended = False
+        self.seconds = 0.0
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name="update", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self.flow:
+                self.flow.wait_for(lambda: self.busy or self.ended)
+                if not self.busy:
+                    return
+            begin = time.perf_counter()
+            try:
+                self.exchange()
+            except BaseException as error:
+                self.error = error
+            with self.flow:
+                self.busy = False
+                self.seconds += time.perf_counter() - begin
+                self.flow.notify_all()
+
+    def wake(self) -> None:
+        """Start an exchange of the weights as they are now; they must not change meanwhile."""
+        with self.flow:
+            self.busy = True
+            self.flow.notify_all()
+
+    def join(self) -> None:
+        """Wait for the exchange under way; raise what went wrong in it."""
+        with self.flow:
+            self.flow.wait_for(lambda: not self.busy)
+        if self.error is not None:
+            raise self.error
+
+    def end(self) -> None:
+        """Let the thread return."""
+        with self.flow:
+            self.ended = True
+            self.flow.notify_all()
+        self.thread.join()
+
+
+@rule("easgd")
+@dataclass
+class EASGD(Rule):
+    """Average every worker's weights elastically with a centre, behind the computation."""
+
+    interval: int = 1
+    """Steps between exchanges (tau)."""
+    rate: float | None = None
+    """Moving rate; none: 0.9 / workers, since a fixed rate stops averaging at many workers."""
+    overlap: bool = True
+    """Exchange behind the next minibatch; false: in one fused pass, in line."""
+
+    def start(self, job: Job, group: FlatGroup) -> None:
+        """Share rank 0's weights as the centre and start the update thread."""
+        check_interval("easgd", self.interval)
+        self.group, self.steps = group, 0
+        self.moving_rate = moving_rate(self.rate, job.world.size)
+        self.centre = shared_weights(job, group)
+        self.staleness = Staleness(self.centre)
+        self.pending = False
+        self.difference = Memory(group.length)
+        self.update = UpdateThread(self._exchange) if self.overlap else None
+
+    def _exchange(self) -> None:
+        x, d = self.group.weight_address, self.difference.address
+        self.centre.difference(self.moving_rate, x, d)
+        self.staleness.count()
+
+    def gradients(self) -> None:
+        """Wait for the exchange under way: the weights are about to change."""
+        if self.update:
+            self.update.join()
+
+    def weights(self) -> None:
+        """Take the last D off the weights and send them to the update thread."""
+        if self.pending:
+            take(self.group, self.difference.address)
+            self.pending = False
+        self.steps += 1
+        if self.steps % self.interval:
+            return
+        if self.update:
+            self.update.wake()
+            self.pending = True
+        else:
+            self.centre.elastic(self.moving_rate, self.group.weight_address)
+            self.staleness.count()
+
+    def master(self, into: int) -> None:
+        """Copy the centre."""
+        self.centre.read(into)
+
+    def finish(self) -> None:
+        """Complete the last exchange and end the update thread."""
+        if self.update:
+            self.update.join()
+            self.update.end()
+        if self.pending:
+            take(self.group, self.difference.address)
+
+    def report(self) -> dict[str, float]:
+        """Return staleness, and how far the weights were from the centre."""
+        figures = {"sync/staleness": float(self.staleness.last)}
+        if self.overlap and self.moving_rate:
+            step = self.group.norm(self.difference.address)
+            figures["sync/distance"] = step / self.moving_rate
+        return figures
+
+
+def moving_rate(rate: float | None, workers: int) -> float:
+    """Return the moving rate: 0.9 / workers unless one is given (0 to 1)."""
+    if rate is None:
+        return BETA / workers
+    if not 0 <= rate <= 1:
+        raise UsageError(f"rule.rate={rate} - allowed: 0 to 1 - do: leave it out for 0.9 / workers")
+    return rate
+
+
+def take(group: FlatGroup, difference: int) -> None:
+    """Take D off the group's weights: x = x - D."""
+    axpy = cpu.OPERATIONS["axpy"]
+    cpu.apply(axpy, group.weight_address, difference, None, group.length, -1.0, 0.0)

@@ -1,0 +1,116 @@
+"""The verbs ``eval`` and ``predict``: use what a run saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlplatform.errors import UsageError, closest
+
+if TYPE_CHECKING:
+    from dlplatform.task import Models, Task
+
+SPLITS = ("train", "val", "test")
+WHICH = ("best", "latest")
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Run ``dlp eval run=FOLDER [split=test] [which=best] [--json]``."""
+    given, files, as_json = _arguments(argv, {"run": "", "split": "test", "which": "best"})
+    if files:
+        raise UsageError(
+            f"dlp eval {files[0]} - allowed: run=, split=, which= - do: run={files[0]}"
+        )
+    _one_of("split", given["split"], SPLITS)
+    task, models = _load(given)
+    import torch
+
+    with torch.inference_mode():
+        scores = task.score(models, task.batches(given["split"]))
+    if as_json:
+        print(json.dumps({"run": given["run"], "split": given["split"], "scores": scores}))
+    else:
+        _table([{"score": name, given["split"]: f"{v:.4f}"} for name, v in scores.items()])
+    return 0
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Run ``dlp predict run=FOLDER FILE... [which=best] [--json]``."""
+    given, files, as_json = _arguments(argv, {"run": "", "which": "best"})
+    if not files:
+        raise UsageError("dlp predict without a file - allowed: one or more - do: name a FILE")
+    for file in files:
+        if not Path(file).is_file():
+            raise UsageError(f"{file} is not a file - allowed: existing files - do: check the path")
+    task, models = _load(given)
+    import torch
+
+    with torch.inference_mode():
+        answers = [{"file": file, **task.predict(models, Path(file))} for file in files]
+    if as_json:
+        print(json.dumps(answers))
+    else:
+        _table([{key: _show(value) for key, value in one.items()} for one in answers])
+    return 0
+
+
+def _arguments(
+    argv: Sequence[str], defaults: dict[str, str]
+) -> tuple[dict[str, str], list[str], bool]:
+    """Split ``key=value`` words, files and ``--json``."""
+    given, files, as_json = dict(defaults), [], False
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if word == "--json":
+            as_json = True
+        elif equals and key in defaults:
+            given[key] = value
+        elif word.startswith("-") or (equals and not Path(word).exists()):
+            allowed = ", ".join(f"{name}=" for name in defaults)
+            raise UsageError(
+                f"{word} is not a setting{closest(key, defaults)}. Allowed: {allowed}, --json"
+            )
+        else:
+            files.append(word)
+    return given, files, as_json
+
+
+def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{key}={value} cannot work - allowed: {', '.join(allowed)} - do: choose")
+
+
+def _load(given: dict[str, str]) -> tuple[Task, Models]:
+    folder = given["run"]
+    _one_of("which", given["which"], WHICH)
+    if not folder or not Path(folder).is_dir():
+        raise UsageError(
+            f"run={folder} is not a folder - allowed: the folder of a run - do: ls outputs/*/*"
+        )
+    from dlplatform.checkpoint import load_models
+
+    return load_models(folder, given["which"])
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, list | tuple):
+        return " ".join(_show(one) for one in value)
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_show(one)}" for key, one in value.items())
+    return str(value)
+
+
+def _table(rows: list[dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*(row.get(name, "") for name in names))
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)

@@ -1,0 +1,362 @@
+"""The verb ``train``: compose with Hydra, refuse early, then launch; or sweep over many jobs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dlplatform.config import launchers
+from dlplatform.errors import PlatformError, UsageError
+from dlplatform.world import World, share
+
+Job = Callable[[dict[str, Any]], float]
+# Refusals: nothing was trained, so nothing is worth keeping.
+REFUSED = (2, 3, 4)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise UsageError(f"{self.prog}: {message} - allowed: see {self.prog} --help")
+
+
+@dataclass
+class Request:
+    """What the user typed after ``dlp train``."""
+
+    words: list[str]
+    """Overrides, as typed."""
+    flags: list[str]
+    """Hydra's own options, to be handed on."""
+    multirun: bool = False
+    look: bool = False
+    """Only show something (a configuration, Hydra's help); train nothing."""
+    dry_run: bool = False
+    name: str = "train"
+    folder: str | None = None
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """Parse the words after ``dlp train``: settings, Hydra's options and ``--dry-run``."""
+    parser = Parser(prog="dlp train", add_help=False, allow_abbrev=False)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-r", "--run", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
+    parser.add_argument("-i", "--info", nargs="?", const="all")
+    for flag in ("--resolve", "--hydra-help", "--dry-run"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("-sc", "--shell-completion", action="store_true")
+    for short, long in (("-p", "package"), ("-cn", "config-name"), ("-cd", "config-dir")):
+        parser.add_argument(short, f"--{long}")
+    known = parser.parse_intermixed_args(list(argv))
+    return Request(
+        words=known.words,
+        flags=_flags(known),
+        multirun=known.multirun,
+        look=bool(known.cfg or known.info or known.hydra_help or known.shell_completion),
+        dry_run=known.dry_run,
+        name=known.config_name or "train",
+        folder=known.config_dir and os.path.abspath(known.config_dir),
+    )
+
+
+def _flags(known: argparse.Namespace) -> list[str]:
+    flags = []
+    for name, value in vars(known).items():
+        if name not in ("words", "dry_run") and value:
+            flags.append(f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}"))
+    return flags
+
+
+def train(argv: Sequence[str]) -> int:
+    """Run ``dlp train``; under mpirun rank 0 composes and the other ranks follow."""
+    world = World.detect()
+    if world.launcher in ("", "dlp"):
+        _submit(parse(argv), _launch, None)
+    elif world.rank == 0:
+        _lead(parse, argv, world)
+    else:
+        told = share(None)
+        if "exit" in told:
+            return int(told["exit"])
+        _here(told["config"])
+    return 0
+
+
+def _lead(parse: Callable[[Sequence[str]], Request], argv: Sequence[str], world: World) -> None:
+    """Compose on rank 0 and tell the other ranks what to do, also when nothing is to be done."""
+    told: list[dict[str, Any]] = []
+
+    def tell(message: dict[str, Any]) -> None:
+        told.append(message)
+        share(message)
+
+    def run(config: dict[str, Any]) -> float:
+        with _boxes(config) as ready:
+            tell({"config": ready})
+            return _here(ready)
+
+    code = 1
+    try:
+        request = parse(argv)
+        if request.multirun:
+            raise UsageError(
+                f"-m under {world.launcher} - allowed: one job for all ranks - do: dlp train -m "
+                "launcher=mpirun ..."
+            )
+        _submit(request, run, world.size)
+        code = 0
+    except PlatformError as error:
+        code = error.exit_code
+        raise
+    finally:
+        if not told:
+            tell({"exit": code})
+
+
+@contextmanager
+def _boxes(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Start the boxes of all ranks here: MPI carries one message, and they belong in it."""
+    from dlplatform.memorybox.process import Boxes
+
+    cluster = config["cluster"]
+    if cluster["boxes"] or config["workers"] == 1:
+        yield config
+        return
+    transport = "shm" if cluster["transport"] == "auto" else cluster["transport"]
+    with Boxes(config["boxes"], transport, cluster["memory"]) as boxes:
+        place = {"boxes": boxes.addresses, "secret_file": boxes.secret_file}
+        yield {**config, "cluster": {**cluster, **place}}
+
+
+def _here(config: dict[str, Any]) -> float:
+    from dlplatform.trainer import train as train_here
+
+    return train_here(config)
+
+
+def _launch(config: dict[str, Any]) -> float:
+    return float(launchers()[config["launcher"]].load().run(config))
+
+
+def _submit(request: Request, run: Job, workers: int | None) -> None:
+    """Check every job that was asked for, then let Hydra run them."""
+    from dlplatform import compose
+
+    compose.register()
+    if request.look:
+        with compose.one_line(request.words), _hydra_arguments(request, request.words):
+            _hydra(lambda config: None)
+        return
+    sweep = compose.parse(request.words)
+    composed = compose.compose(sweep.samples()[0], request.name, request.folder)
+    sweep, multirun = _with_params(sweep, request, composed)
+    if sweep.swept and not multirun:
+        key = sweep.swept[0][0].partition("=")[0]
+        raise UsageError(
+            f"{key} has several values - allowed: one - do: dlp train -m ... to sweep over them, "
+            f"or {key}=[a,b] for a list"
+        )
+    configs = [
+        _checked(compose.compose(words, request.name, request.folder), workers)
+        for words in sweep.samples()
+    ]
+    if request.dry_run:
+        _dry_run(request, sweep)
+    elif multirun:
+        _sweep(request, sweep, Sweeping(run, len(sweep.jobs()), configs[0]), composed)
+    else:
+        with _hydra_arguments(request, sweep.fixed):
+            _hydra(lambda config: _one(config, run, workers))
+
+
+def _with_params(sweep: Any, request: Request, composed: Any) -> tuple[Any, bool]:
+    """Add the sweep that the configuration itself asks for (``sweep=rules``)."""
+    from dlplatform import compose
+
+    multirun = request.multirun or str(composed.hydra.mode).endswith("MULTIRUN")
+    params = composed.hydra.sweeper.get("params") if multirun else None
+    if not params:
+        return sweep, multirun
+    typed = [word for values in sweep.swept for word in [_choices(values)]]
+    return compose.parse([f"{k}={v}" for k, v in params.items()] + [*sweep.fixed, *typed]), True
+
+
+def _choices(values: Sequence[str]) -> str:
+    key = values[0].partition("=")[0]
+    return f"{key}=" + ",".join(value.partition("=")[2] for value in values)
+
+
+def _checked(composed: Any, workers: int | None) -> dict[str, Any]:
+    """Settle a configuration; ``workers`` is what an outer launcher started."""
+    from dlplatform import compose
+
+    typed = [str(word) for word in composed.hydra.overrides.task]
+    wanted = [int(word[8:]) for word in typed if word.startswith("workers=") and word[8:].isdigit()]
+    if workers is not None and wanted and wanted[-1] != workers:
+        raise UsageError(
+            f"workers={wanted[-1]} under a launcher that started {workers} - allowed: {workers} - "
+            "do: leave workers out, the ranks are the workers"
+        )
+    config = compose.settle(composed, workers)
+    if not config["run"]["dir"]:
+        config["run"]["dir"] = str(composed.hydra.run.dir)
+    return config
+
+
+def _dry_run(request: Request, sweep: Any) -> None:
+    from dlplatform import compose
+
+    for words in sweep.jobs():
+        config = _checked(compose.compose(words, request.name, request.folder), None)
+        if sweep.swept:
+            print("#", *words)
+        print(*launchers()[config["launcher"]].load().plan(config), sep="\n")
+
+
+@contextmanager
+def _hydra_arguments(request: Request, words: Sequence[str]) -> Iterator[None]:
+    """Show Hydra a command line of ours, and keep it from printing errors of its own."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["dlp train", *request.flags, *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _hydra(job: Callable[[Any], float | None]) -> None:
+    """Let Hydra run the job or jobs; raise the first error of a job afterwards.
+
+    Hydra would report an error that passes through it in its own words.
+    """
+    import hydra
+
+    failed: list[Exception] = []
+    process = os.getpid()
+
+    def quiet(composed: Any) -> float | None:
+        try:
+            return job(composed)
+        except Exception as error:
+            if os.getpid() != process:  # a launcher of Hydra's brought the job elsewhere
+                raise
+            failed.append(error)
+            return math.nan
+
+    hydra.main(version_base="1.3", config_path="pkg://configs", config_name="train")(quiet)()
+    if failed:
+        raise failed[0]
+
+
+def _one(composed: Any, run: Job, workers: int | None) -> float:
+    """Run one job that Hydra composed, in the folder it made; tidy up when it is refused."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from dlplatform import compose
+
+    config = compose.settle(composed, workers)
+    config["run"]["dir"] = HydraConfig.get().runtime.output_dir
+    try:
+        return run(config)
+    except PlatformError as error:
+        if error.exit_code in REFUSED:
+            _tidy(Path(config["run"]["dir"]))
+        raise
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the folder of a run that never trained, and parents that it leaves empty."""
+    names = [path.name for path in folder.rglob("*") if path.stat().st_size and path.is_file()]
+    if any(name.endswith((".safetensors", ".jsonl")) or name == "result.json" for name in names):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in list(folder.parents)[:3]:
+        try:
+            parent.rmdir()
+        except OSError:
+            return
+
+
+@dataclass
+class Sweeping:
+    """A sweep under way: how each of its jobs ended."""
+
+    run: Job
+    total: int
+    config: dict[str, Any]
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def job(self, composed: Any) -> float:
+        """Run one job of the sweep in the launcher, after a line that says which it is."""
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        number = int(hydra.job.num)
+        print(
+            f"dlp: job {number + 1} of {self.total}: {' '.join(hydra.overrides.task)}", flush=True
+        )
+        try:
+            return _one(composed, self.run, None)
+        except PlatformError as error:
+            self.notes[str(number)] = str(error)
+            raise
+
+
+def _sweep(request: Request, sweep: Any, sweeping: Sweeping, composed: Any) -> None:
+    if composed.run.dir:
+        raise UsageError(
+            f"run.dir={composed.run.dir} in a sweep - allowed: a folder for each job "
+            "- do: hydra.sweep.dir=FOLDER"
+        )
+    root = str(composed.hydra.sweep.dir)
+    words = [*sweep.fixed, *map(_choices, sweep.swept)]
+    if not any(word.startswith("hydra.sweep.dir=") for word in words):
+        words.append(f"hydra.sweep.dir={root}")
+    try:
+        with _hydra_arguments(request, words):
+            _hydra(sweeping.job)
+    finally:
+        _table(Path(root), sweeping)
+
+
+def _table(root: Path, sweeping: Sweeping) -> None:
+    """Print one line for each job of a sweep: its overrides and its score."""
+    from omegaconf import OmegaConf
+    from rich.console import Console
+    from rich.table import Table
+
+    from dlplatform.task import find_task
+
+    primary = find_task(sweeping.config["task"]["name"]).primary
+    table = Table("job", "settings", primary, "folder", title=f"sweep {root}")
+    folders = [path for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
+    for folder in sorted(folders, key=lambda path: int(path.name)):
+        typed = folder / ".hydra" / "overrides.yaml"
+        words = " ".join(map(str, OmegaConf.load(typed))) if typed.exists() else ""
+        score = _score(folder) or sweeping.notes.get(folder.name, "no result")
+        table.add_row(str(int(folder.name) + 1), words, score, str(folder))
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+
+
+def _score(folder: Path) -> str:
+    try:
+        return f"{float(json.loads((folder / 'result.json').read_text())['score']):.4f}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

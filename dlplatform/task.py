@@ -1,0 +1,126 @@
+"""Task: one problem - nets, batches, losses, scores, pictures - and the registry of tasks.
+
+A task never sees a box, a rule or a rank. Its minibatches are a pure function of their
+number, so whoever trains number 17 trains the same 17.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from dlplatform.errors import UsageError, closest
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+
+Batch = Any
+Terms = dict[str, "Tensor"]
+Models = dict[str, "nn.Module"]
+T = TypeVar("T", bound="type[Task]")
+
+_REGISTRY: dict[str, type[Task]] = {}
+
+
+@dataclass
+class Task(ABC):
+    """One problem to train on; subclass as a dataclass, its fields are its configuration.
+
+    A simple task writes ``models``, ``batch``, ``loss``, ``score`` and ``predict``; everything
+    else has a default. Set ``primary`` to the score that ranks runs (higher is better).
+    """
+
+    primary: ClassVar[str] = "accuracy"
+    source: ClassVar[str] = ""
+
+    seed: int = 0
+
+    @abstractmethod
+    def models(self) -> Models:
+        """Build the networks by name; weights are initialised from the global torch seed."""
+
+    @abstractmethod
+    def batch(self, split: str, number: int) -> Batch:
+        """Return minibatch ``number`` of ``train``: a pure function of seed and number."""
+
+    @abstractmethod
+    def batches(self, split: str) -> Iterable[Batch]:
+        """Return all of ``val`` or ``test`` (or un-augmented ``train``), each sample once."""
+
+    @abstractmethod
+    def loss(self, models: Models, batch: Batch) -> Tensor | Terms:
+        """Return the loss to minimise, or its named terms (they are added)."""
+
+    @abstractmethod
+    def score(self, models: Models, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return the scores of the models (in eval mode, without gradients)."""
+
+    @abstractmethod
+    def predict(self, models: Models, raw: Path) -> dict[str, Any]:
+        """Return the answer for one file of the user's: JSON-ready values."""
+
+    def losses(self, models: Models, batch: Batch) -> Iterator[tuple[str, Tensor | Terms]]:
+        """Yield (group, loss); the loop steps that group, then resumes here."""
+        yield next(iter(self.groups(models))), self.loss(models, batch)
+
+    def groups(self, models: Models) -> dict[str, Iterable[nn.Parameter]]:
+        """Return the parameters of each group; one group has one optimizer and one buffer."""
+        return {"main": [p for net in models.values() for p in net.parameters()]}
+
+    def optimizer(self, group: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer of a group (default: Adam, 1e-3)."""
+        from torch.optim import Adam
+
+        return Adam(parameters, lr=1e-3)
+
+    def rate(self, progress: float) -> float:
+        """Return the factor on every learning rate at a progress from 0 to 1 (default: 1)."""
+        return 1.0
+
+    def after(self, models: Models, number: int) -> None:
+        """Run after the step of minibatch ``number`` (target networks, annealing)."""
+
+    def baselines(self) -> dict[str, float]:
+        """Return the primary test score of simple methods, by name."""
+        return {}
+
+    def picture(self, models: Models) -> Image.Image | None:
+        """Draw predictions on held-out data, for TensorBoard and the result picture."""
+        return None
+
+    def example(self) -> tuple[Tensor, ...] | None:
+        """Return example inputs of the first model, for export."""
+        return None
+
+
+def task(name: str) -> Callable[[T], T]:
+    """Register a task class under ``family/name``."""
+
+    def register(cls: T) -> T:
+        _REGISTRY[name] = cls
+        return cls
+
+    return register
+
+
+def tasks() -> dict[str, type[Task]]:
+    """Return every registered task: the project's own and those of installed packages."""
+    for entry in entry_points(group="dlplatform.tasks"):
+        entry.load()
+    return dict(sorted(_REGISTRY.items()))
+
+
+def find_task(name: str) -> type[Task]:
+    """Return the class of a task, or say which name was probably meant."""
+    known = tasks()
+    if name not in known:
+        raise UsageError(
+            f"task={name} is not a task{closest(name, known)}. All tasks: dlp tasks"
+        )
+    return known[name]

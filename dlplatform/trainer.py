@@ -1,0 +1,330 @@
+"""The one training loop: every task, every rule, every transport."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlplatform import checkpoint, report
+from dlplatform.board import Board
+from dlplatform.checkpoint import Checkpoint, make_task
+from dlplatform.config import ClusterConfig, RunConfig
+from dlplatform.errors import Diverged, Preempted, UsageError
+from dlplatform.flat import FlatGroup
+from dlplatform.job import Job, Place, start_boxes
+from dlplatform.judge import Judge
+from dlplatform.progress import Progress, open_progress
+from dlplatform.rules.rule import find_rule
+from dlplatform.seeds import derive
+from dlplatform.world import World
+
+TICK_S = 0.5
+EVALUATIONS = 10
+
+
+class Trainer:
+    """One worker's training: networks in flat groups, each under its rule, and one loop.
+
+    Args:
+        settings: a resolved ``Config`` as plain values.
+        world: this worker's rank and size.
+    """
+
+    def __init__(self, settings: dict[str, Any], world: World) -> None:
+        self.settings, self.world = settings, world
+        self.run = RunConfig(**settings["run"])
+        self.folder = Path(self.run.dir)
+        self.seed = int(settings["seed"])
+        _threads(self.run, world)
+        self.task = make_task({**settings["task"], "seed": self.seed})
+        torch.manual_seed(derive(self.seed, "init"))
+        self.models = self.task.models()
+        self.saved = self._saved()
+        self.judge = Judge(self.task, self.models, self.run.ema)
+        self.total = self.run.minibatches or int(getattr(self.task, "minibatches", 1000))
+        self.every = self.run.eval_every or max(1, self.total // EVALUATIONS)
+        self.job = self._join()
+        self._distribute()
+        self.forward = {
+            name: torch.compile(model) if self.run.compile else model
+            for name, model in self.models.items()
+        }
+        self.history = list(self.saved.history) if self.saved else []
+        self.best = max((row["score"] for row in self.history), default=-math.inf)
+        self.begin = time.monotonic()
+        self.start = self.job.work.position
+        self.signalled = False
+        self._board: Board | None = None
+        self._progress: Progress | None = None
+
+    def _saved(self) -> Checkpoint | None:
+        resume = str(self.settings["resume"])
+        folder = self.folder if resume == "auto" else Path(resume)
+        if not resume or (resume == "auto" and not checkpoint.exists(folder)):
+            return None
+        saved = Checkpoint.load(folder)
+        checkpoint.put_weights(self.models, saved.weights)
+        return saved
+
+    def _join(self) -> Job:
+        cluster = ClusterConfig(**self.settings["cluster"])
+        boxes, name = None, os.environ.get("DLP_JOB", "job")
+        if cluster.boxes:
+            place = Place.given(cluster.boxes, cluster.secret_file, name)
+        elif self.world.size == 1 and cluster.transport in ("auto", "inproc"):
+            numbers = range(int(self.settings["boxes"]))
+            token = secrets.token_hex(4)
+            place = Place([f"inproc://{token}-{number}" for number in numbers])
+        else:
+            transport = "shm" if cluster.transport == "auto" else cluster.transport
+            count = int(self.settings["boxes"])
+            place, boxes = start_boxes(self.world, count, transport, cluster.memory)
+        return Job.open(
+            self.world,
+            place,
+            boxes=boxes,
+            first=self.saved.position if self.saved else 0,
+            total=self.total,
+            timeout_s=cluster.timeout_s,
+        )
+
+    def _distribute(self) -> None:
+        rule = {key: value for key, value in self.settings["rule"].items() if key != "name"}
+        self.optimizers = {}
+        self.rates: dict[str, list[float]] = {}
+        for name, parameters in self.task.groups(self.models).items():
+            group = FlatGroup(name, parameters)
+            optimizer = self.task.optimizer(name, group.parameters)
+            self.optimizers[name] = optimizer
+            self.rates[name] = [float(g["lr"]) for g in optimizer.param_groups]
+            self.job.attach(optimizer, group, find_rule(self.settings["rule"]["name"])(**rule))
+        if self.saved:
+            checkpoint.put_moments(self.optimizers, self.saved.moments)
+        self.groups = self.job.groups
+        self.rule = next(iter(self.groups.values()))[1]
+
+    # -- the loop ------------------------------------------------------------------------
+
+    def fit(self) -> float:
+        """Train to the end and return the primary test score (nan where another reports)."""
+        for name in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(name, self._on_signal)
+        if self.job.cluster.is_chief():
+            self.progress.say(report.banner(self))
+        due, loss = self._next_due(), math.nan
+        while (number := self._claim()) is not None:
+            loss = self.step(number)
+            self._tick(loss)
+            if self.job.work.position >= due and self.job.cluster.is_chief():
+                self.evaluate()
+            if self.job.work.position >= due:
+                due = self._next_due()
+        self.job.finish()
+        try:
+            return self._end()
+        finally:
+            self._close()
+
+    def _claim(self) -> int | None:
+        if self.signalled:
+            self.job.work.request_stop()
+        self.job.cluster.check()
+        return self.rule.claim(self.job)
+
+    def step(self, number: int) -> float:
+        """Train one step: this minibatch, and with run.accumulate the next few claimed."""
+        torch.manual_seed(derive(self.seed, "minibatch", number))
+        self._set_rates()
+        for model in self.models.values():
+            model.train()
+        if self.run.accumulate > 1:
+            return self._accumulated(number)
+        values = [
+            self._update(name, terms)
+            for name, terms in self.task.losses(self.forward, self.task.batch("train", number))
+        ]
+        self.task.after(self.models, number)
+        self.judge.observe(self.groups)
+        return sum(values)
+
+    def _update(self, name: str, terms: Tensor | dict[str, Tensor]) -> float:
+        group, _ = self.groups[name]
+        group.zero_grad()
+        value = self._backward(terms, 1.0)
+        self._apply(name)
+        return value
+
+    def _backward(self, terms: Tensor | dict[str, Tensor], weight: float) -> float:
+        loss = terms if isinstance(terms, Tensor) else torch.stack(list(terms.values())).sum()
+        (loss * weight).backward()  # type: ignore[no-untyped-call]
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise Diverged(
+                f"loss is {value} at minibatch {self.job.work.position} - allowed: a finite loss "
+                "- do: lower the learning rate or set run.clip=1, then resume=auto"
+            )
+        return value
+
+    def _apply(self, name: str) -> None:
+        group, _ = self.groups[name]
+        if self.run.clip:
+            group.collect_grad()
+            norm = float(group.grad.norm())
+            if norm > self.run.clip:
+                group.grad.mul_(self.run.clip / norm)
+        self.optimizers[name].step()
+
+    def _accumulated(self, number: int) -> float:
+        """Add the gradients of several claimed minibatches before each group's step."""
+        numbers = [number]
+        while len(numbers) < self.run.accumulate:
+            more = self.rule.claim(self.job)
+            if more is None:
+                break
+            numbers.append(more)
+        for group, _ in self.groups.values():
+            group.zero_grad()
+        value = 0.0
+        for one in numbers:
+            torch.manual_seed(derive(self.seed, "minibatch", one))
+            for _, terms in self.task.losses(self.forward, self.task.batch("train", one)):
+                value += self._backward(terms, 1.0 / len(numbers)) / len(numbers)
+        for name in self.groups:
+            self._apply(name)
+        self.task.after(self.models, numbers[-1])
+        self.judge.observe(self.groups)
+        return value
+
+    def _set_rates(self) -> None:
+        factor = self.task.rate(min(1.0, self.job.work.position / self.total))
+        for name, optimizer in self.optimizers.items():
+            for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
+                group["lr"] = rate * factor
+
+    # -- what the chief does ----------------------------------------------------------------
+
+    @property
+    def progress(self) -> Progress:
+        """Return the progress display, opened when first needed."""
+        if self._progress is None:
+            self._progress = open_progress(self.run.progress, self.total, self.start)
+        return self._progress
+
+    @property
+    def board(self) -> Board:
+        """Return the board, opened when first needed."""
+        if self._board is None:
+            self._board = Board(self.folder)
+        return self._board
+
+    def _next_due(self) -> int:
+        return (self.job.work.position // self.every + 1) * self.every
+
+    def _tick(self, loss: float) -> None:
+        now = time.monotonic()
+        self.steps = getattr(self, "steps", 0) + 1
+        last = getattr(self, "last_tick", self.begin)
+        if now - last < TICK_S or not self.job.cluster.is_chief():
+            return
+        figures = report.figures(self, loss, now - last)
+        self.last_tick, self.steps, self.job.seconds = now, 0, 0.0
+        self.last_position = self.job.work.position
+        self.board.scalars(self.job.work.position, figures)
+        self.progress.update(self.job.work.position, report.short(figures, self.history))
+
+    def evaluate(self) -> float:
+        """Score the job's weights on the validation split and keep a checkpoint."""
+        position = self.job.work.position
+        self.judge.take(self.groups, self.models)
+        scores = self.judge.score("val")
+        primary = scores[self.task.primary]
+        self.history.append({"minibatch": position, "score": primary, **scores})
+        self.board.scalars(position, {f"val/{name}": value for name, value in scores.items()})
+        self.save(scores, primary > self.best)
+        self.best = max(self.best, primary)
+        return primary
+
+    def save(self, scores: dict[str, float], best: bool) -> None:
+        """Write a checkpoint of the judged weights."""
+        Checkpoint(
+            position=self.job.work.safe_position(),
+            weights=checkpoint.weights_of(self.judge.models),
+            moments=checkpoint.moments_of(self.optimizers),
+            settings={**self.settings, "task": {**asdict(self.task), "name": self._task_name()}},
+            scores=scores,
+            history=self.history,
+        ).save(self.folder, best)
+
+    def _task_name(self) -> str:
+        return str(self.settings["task"]["name"])
+
+    def _end(self) -> float:
+        stopped, chief = self.job.work.stopped, self.job.cluster.is_chief()
+        if not chief:
+            if stopped:
+                raise Preempted("stopped on request - checkpoint by rank 0 - do: resume=auto")
+            return math.nan
+        self._wait_for_others()
+        if not self.history or self.history[-1]["minibatch"] < self.job.work.position:
+            self.evaluate()
+        if stopped:
+            raise Preempted(
+                f"stopped on request at minibatch {self.job.work.position} of {self.total} - "
+                f"checkpoint in {self.folder} - do: continue with resume=auto run.dir={self.folder}"
+            )
+        return self._conclude()
+
+    def _wait_for_others(self) -> None:
+        end = time.monotonic() + self.job.cluster.timeout_s
+        while not self.job.cluster.everyone_finished() and time.monotonic() < end:
+            self.job.cluster.check()
+            time.sleep(0.01)
+
+    def _conclude(self) -> float:
+        seconds = time.monotonic() - self.begin
+        self.judge.take(self.groups, self.models)
+        scores = self.judge.score("test")
+        result = report.result(self, scores, seconds)
+        image = self.task.picture(self.judge.models)
+        if image is not None:
+            self.board.image("val/prediction", image, self.total)
+        self.board.hparams(self.settings, scores)
+        picture = report.picture(self.folder, self.history, image, result)
+        (self.folder / "result.json").write_text(json.dumps(result, indent=1))
+        self.progress.close()
+        self.progress.say(report.summary(self, result, picture))
+        return float(result["score"])
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+        if self._board is not None:
+            self._board.close()
+        self.job.close()
+
+    def _on_signal(self, *_: object) -> None:
+        self.signalled = True
+
+
+def _threads(run: RunConfig, world: World) -> None:
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(run.threads or max(1, cores // world.local_size))
+
+
+def train(settings: dict[str, Any]) -> float:
+    """Train this process's share of a job and return the primary test score."""
+    folder = str(settings["run"]["dir"])
+    if not folder:
+        raise UsageError("run.dir is empty - allowed: a folder - do: run.dir=outputs/mine")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Trainer(settings, World.detect()).fit()

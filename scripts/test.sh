@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Sets up once, checks style and types, then runs the tests.
+#   --slow      the long tests, too
+#   --no-lint   only the tests
+#   anything else goes to pytest: bash scripts/test.sh tests/launch -k kill
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+lint=yes
+rest=()
+for word in "$@"; do
+    if [ "$word" = --no-lint ]; then lint=no; else rest+=("$word"); fi
+done
+bash scripts/setup.sh
+export PATH="$PWD/.venv/bin:$PATH"
+if [ "$lint" = yes ]; then
+    ruff check .
+    ruff format --check --quiet . || { ruff format --check . | tail -20; exit 1; }
+    mypy
+fi
+exec python -m pytest "${rest[@]}"

@@ -1,0 +1,1 @@
+"""Networks, heads and losses that several tasks share."""

@@ -1,0 +1,91 @@
+"""Plain convolutional classifiers in the manner of VGG: 3x3 filters, ReLU, pooling, He init.
+
+Shape legend: B batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+CHANNELS = (16, 32, 64)
+
+
+class DeepDigitCNN(nn.Module):
+    """Classify 28x28 grey images with up to three blocks of two convolutions and a pooling.
+
+    Takes x_B1HW in [0, 1] and returns logits_BK. With three blocks it has 123,552 parameters.
+    Source: Saitoh, Deep Learning from Scratch (2016), chapter 8, after Simonyan and Zisserman.
+    """
+
+    def __init__(
+        self,
+        blocks: int = 3,
+        dropout: float = 0.5,
+        logit_dropout: float = 0.0,
+        classes: int = 10,
+    ) -> None:
+        """Build the layers; ``blocks`` is 1 to 3, the dropouts are shares left out."""
+        super().__init__()
+        self.features = nn.Sequential(*(_block(stage) for stage in range(blocks)))
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(_flat_size(blocks), 50),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(50, classes),
+            nn.Dropout(logit_dropout),
+        )
+        he_init(self)
+
+    def forward(self, x_B1HW: Tensor) -> Tensor:
+        """Return logits_BK."""
+        logits: Tensor = self.head(self.features(x_B1HW))
+        return logits
+
+
+def he_init(net: nn.Module) -> None:
+    """Draw every weight from N(0, 2 / fan_in) and set every bias to zero (He et al., 2015)."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def parameter_count(net: nn.Module) -> int:
+    """Return the number of trainable values of a network."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def stack_parameters(filters: Sequence[int], channels: int) -> int:
+    """Return the weights of stacked square filters that keep ``channels`` channels.
+
+    Shows the idea of VGG: ``[3, 3]`` sees as much as ``[5]`` and ``[3, 3, 3]`` as much as
+    ``[7]`` (see ``receptive_field``), with fewer weights and more ReLUs.
+    """
+    return sum(size * size * channels * channels for size in filters)
+
+
+def receptive_field(filters: Sequence[int]) -> int:
+    """Return the width in pixels that stacked filters of stride 1 see."""
+    return 1 + sum(size - 1 for size in filters)
+
+
+def _block(stage: int) -> nn.Sequential:
+    before = CHANNELS[stage - 1] if stage else 1
+    # The book pads its fourth convolution by 2, so that 14 pixels become 16, 8 and then 4.
+    second_padding = 2 if stage == 1 else 1
+    return nn.Sequential(
+        nn.Conv2d(before, CHANNELS[stage], 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(CHANNELS[stage], CHANNELS[stage], 3, padding=second_padding),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+    )
+
+
+def _flat_size(blocks: int) -> int:
+    side = (14, 8, 4)[blocks - 1]
+    return CHANNELS[blocks - 1] * side * side

@@ -1,0 +1,1 @@
+"""Pictures in and out: reading a user's image and drawing results."""

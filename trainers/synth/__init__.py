@@ -1,0 +1,1 @@
+"""Procedural data: every sample is a pure function of its seed."""
