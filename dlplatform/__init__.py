@@ -1,8 +1,8 @@
 """Train PyTorch models on memory boxes.
 
-    import dlplatform
-    job = dlplatform.init()
-    optimizer = dlplatform.distribute(optimizer, model, rule="easgd")
+import dlplatform
+job = dlplatform.init()
+optimizer = dlplatform.distribute(optimizer, model, rule="easgd")
 """
 
 from importlib import import_module

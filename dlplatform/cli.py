@@ -22,7 +22,9 @@ VERBS = {
 }
 OWN_HELP = ("box", "bench")
 INTERRUPTED = 130
-# Set by launchers, which gather the error lines of many workers and show one of them.
+# Set by launchers, which gather the error lines of many workers and show one of them: "code" or
+# "line". With "line" the code is in the line only, and the process exits with 0, since mpirun
+# abandons all other ranks as soon as one exits with another code.
 REPORT = "DLP_REPORT"
 
 
@@ -44,16 +46,24 @@ def guard(run: Callable[[], object]) -> int:
     except Exception as error:
         traceback.print_exc()
         if os.environ.get(REPORT):
-            _report(f"bug: {type(error).__name__}: {error}", 1)
+            return _report(f"bug: {type(error).__name__}: {error}", 1)
         return 1
 
 
 def _report(text: str, code: int) -> int:
-    line = " ".join(text.split())
-    if line:
-        prefix = f"dlp: exit {code}: " if os.environ.get(REPORT) else "dlp: error: "
-        print(f"{prefix}{line}", file=sys.stderr, flush=True)
-    return code
+    how = os.environ.get(REPORT)
+    prefix = f"dlp: rank {_rank()} exit {code}: " if how else "dlp: error: "
+    print(prefix + " ".join(text.split()), file=sys.stderr, flush=True)
+    return 0 if how == "line" else code
+
+
+def _rank() -> int:
+    from dlplatform.world import World
+
+    try:
+        return World.detect().rank
+    except PlatformError:  # two launchers disagree: that is the error being reported
+        return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from dlplatform.rules.rule import find_rule, rules
 from dlplatform.task import find_task, tasks
 
 ROOT = "train"
-KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
 def register() -> None:
@@ -138,6 +139,7 @@ def settle(composed: DictConfig, workers: int | None = None) -> dict[str, Any]:
     if config["cluster"]["boxes"]:
         config["boxes"] = len(config["cluster"]["boxes"])
     validate(config)
+    config["cluster"]["job"] = config["cluster"]["job"] or secrets.token_hex(4)
     return config
 
 
@@ -213,7 +215,10 @@ def _flat(node: DictConfig, prefix: str) -> Iterator[str]:
 def _wrong_type(word: str, cause: BaseException | None) -> str:
     key, _, value = word.partition("=")
     text = _first(cause) if cause else "it does not fit"
-    wanted = re.search(r"could not be converted to (\w+)", text)
+    if word.startswith("~"):
+        key = key.lstrip("~")
+        return f"~{key} cannot work - allowed: every setting has a value - do: {key}=VALUE"
+    wanted = re.search(r"(?:could not be converted to|is not a valid) (\w+)", text)
     if wanted:
         kind = KINDS.get(wanted[1], wanted[1])
         check = CHECKS.get(key)

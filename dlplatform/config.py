@@ -31,6 +31,8 @@ class ClusterConfig:
     """File (mode 0600) with the secret of the running boxes."""
     memory: str = "/dev/shm"
     """Where boxes take their memory: a tmpfs or hugetlbfs folder, or ``memfd``."""
+    job: str = ""
+    """Name of the job inside the boxes; empty: made up. Two jobs never share a name."""
     timeout_s: float = 60.0
     """Seconds to wait for a box to answer and for all workers to join."""
 
@@ -44,7 +46,7 @@ class RunConfig:
     eval_every: int | None = None
     """Minibatches between evaluations and checkpoints; None: a tenth of the run."""
     precision: str = "fp32"
-    """fp32, bf16 or fp16 (autocast)."""
+    """fp32, or bf16 (autocast; weights and exchange stay fp32)."""
     compile: bool = False
     """torch.compile the networks."""
     clip: float = 0.0
@@ -172,9 +174,9 @@ CHECKS: Mapping[str, Check] = {
     "seed": _whole(0, 2**32 - 1, 0),
     "run.minibatches": _optional(2000),
     "run.eval_every": _optional(200),
-    "run.precision": _choice("fp32", "bf16", "fp16"),
+    "run.precision": _choice("fp32", "bf16"),
     "run.clip": _real(lambda v: 0 <= v < math.inf, "0 or more", 1.0),
-    "run.accumulate": _whole(1, 1 << 20, 1),
+    "run.accumulate": _whole(1, 32, 1),
     "run.ema": _real(lambda v: 0 <= v < 1, "0 up to, not including, 1", 0.999),
     "run.threads": _whole(0, 4096, 0),
     "run.progress": _choice("auto", "live", "plain", "none"),

@@ -18,9 +18,13 @@ from kernels import cpu
 ALIGN = 16  # floats: every parameter starts on a cache line
 
 
-def vector(address: int, length: int) -> Tensor:
-    """Return memory of this process as an fp32 tensor of ``length`` elements, uncopied."""
+def vector(address: int, length: int, owner: object = None) -> Tensor:
+    """Return memory of this process as an fp32 tensor of ``length`` elements, uncopied.
+
+    The tensor and all views of it keep ``owner`` alive, which frees the memory.
+    """
     raw = (ctypes.c_char * (4 * length)).from_address(address)
+    raw.owner = owner  # type: ignore[attr-defined]
     return torch.frombuffer(raw, dtype=torch.float32)
 
 
@@ -42,9 +46,7 @@ class FlatGroup:
         for p in self.parameters:
             self.offsets.append(self.length)
             self.length += -(-p.numel() // ALIGN) * ALIGN
-        self._memory = [Memory(self.length), Memory(self.length)]
-        self.weight = vector(self._memory[0].address, self.length)
-        self.grad = vector(self._memory[1].address, self.length)
+        self.weight, self.grad = self._zeros(), self._zeros()
         with torch.no_grad():
             for p, view in zip(self.parameters, self.views(self.weight), strict=True):
                 view.copy_(p)
@@ -71,10 +73,13 @@ class FlatGroup:
             for p, at in zip(self.parameters, self.offsets, strict=True)
         ]
 
-    def place_grad(self, address: int) -> None:
+    def _zeros(self) -> Tensor:
+        memory = Memory(self.length)
+        return vector(memory.address, self.length, memory)
+
+    def place_grad(self, address: int, owner: object) -> None:
         """Keep the gradients in other memory from now on (a region that others can map)."""
-        self.grad = vector(address, self.length)
-        self._memory[1] = self._memory[0]  # the old memory may go
+        self.grad = vector(address, self.length, owner)
         self._hold_grad()
 
     def _hold_grad(self) -> None:

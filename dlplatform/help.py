@@ -138,7 +138,8 @@ def _train(console: Console, chosen: dict[str, str]) -> None:
 
 
 def _examples(console: Console) -> None:
-    _section(console, "Examples", EXAMPLES)
+    wide = console.width >= 100
+    _section(console, "Examples", [(line, text if wide else "") for line, text in EXAMPLES])
 
 
 def _docs(known: dict[str, Any]) -> Rows:

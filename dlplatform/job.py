@@ -1,7 +1,7 @@
 """Job: this process's share of a training - who it is, its boxes, its work - in two lines.
 
-    job = dlplatform.init()
-    optimizer = dlplatform.distribute(optimizer, model, rule="easgd")
+job = dlplatform.init()
+optimizer = dlplatform.distribute(optimizer, model, rule="easgd")
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ class Job:
             begin = time.perf_counter()
             self.cluster.check()
             rule.weights()
+            self.work.done()
             self.seconds += time.perf_counter() - begin
 
         optimizer.register_step_pre_hook(before)
@@ -142,7 +143,7 @@ def init(
 def _find_place(
     world: World, boxes: int, cluster: list[str], secret_file: str, transport: str
 ) -> tuple[Place, Boxes | None]:
-    name = os.environ.get("DLP_JOB", "job")
+    name = os.environ.get("DLP_JOB") or os.environ.get("PMIX_NAMESPACE", "job")
     cluster = cluster or os.environ.get("DLP_BOXES", "").split()
     if cluster:
         secret_file = secret_file or os.environ.get("DLP_SECRET_FILE", "")
@@ -165,8 +166,7 @@ def start_boxes(
     if world.rank == 0:
         try:
             started = Boxes(count, transport, memory)
-            secret = wire.load_secret(started.secret_file).decode()
-            message = {"addresses": started.addresses, "secret": secret}
+            message = {"addresses": started.addresses, "secret": started.secret}
         except PlatformError as error:
             message = {"error": str(error), "kind": type(error).__name__}
     message = share(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 PLAIN_EVERY_S = 5.0
@@ -28,8 +29,36 @@ def open_progress(kind: str, total: int, start: int) -> Progress:
     if kind == "auto":
         kind = os.environ.get("DLP_PROGRESS") or ("live" if sys.stdout.isatty() else "plain")
     if kind == "live":
-        return Live(total, start)
-    return Plain(total, quiet=kind == "none")
+        return Hushed(Live(total, start))
+    return Hushed(Plain(total, quiet=kind == "none"))
+
+
+class Hushed:
+    """Passes on to a display until nobody reads it any more (``dlp train | head``)."""
+
+    def __init__(self, display: Progress) -> None:
+        self.display: Progress | None = display
+
+    def _pass_on(self, act: Callable[[Progress], None]) -> None:
+        if self.display is None:
+            return
+        try:
+            act(self.display)
+        except BrokenPipeError:  # training matters more than watching it
+            self.display = None
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def update(self, position: int, figures: dict[str, str]) -> None:
+        """Show how far the job is, and figures by name."""
+        self._pass_on(lambda display: display.update(position, figures))
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._pass_on(lambda display: display.say(text))
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._pass_on(lambda display: display.close())
 
 
 class Plain:
@@ -91,4 +120,6 @@ class Live:
 
 def describe(settings: dict[str, Any]) -> str:
     """Return settings on one line: ``name=value ...``."""
-    return " ".join(f"{key}={value}" for key, value in settings.items() if key != "name")
+    return " ".join(
+        f"{key}={value}" for key, value in settings.items() if key != "name" and value is not None
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,10 @@ from dlplatform.progress import describe
 if TYPE_CHECKING:
     from PIL import Image
 
+    from dlplatform.job import Job
     from dlplatform.trainer import Trainer
+
+TICK_S = 0.5
 
 
 def banner(trainer: Trainer) -> str:
@@ -24,26 +29,46 @@ def banner(trainer: Trainer) -> str:
     rule = settings["rule"]
     where = " ".join(transport.uri for transport in job.cluster.transports)
     again = f" from {trainer.start}" if trainer.start else ""
-    return (
+    lines = (
         f"{settings['task']['name']}: {parameters:,} parameters, {trainer.total} minibatches"
-        f"{again}, seed {trainer.seed}\n"
-        f"rule {rule['name']} {describe(rule)}\n"
-        f"{job.size} worker(s), {len(job.cluster.transports)} box(es): {where}\n"
-        f"{megabytes(4 * length)} per exchange, folder {trainer.folder}"
+        f"{again}, seed {trainer.seed}",
+        f"rule {rule['name']} {describe(rule)}".rstrip(),
+        f"{job.size} worker(s), {len(job.cluster.transports)} box(es): {where}",
+        f"{megabytes(4 * length)} per exchange, folder {trainer.folder}",
     )
+    return "\n".join(lines)
 
 
-def figures(trainer: Trainer, loss: float, seconds: float) -> dict[str, float]:
+@dataclass
+class Pace:
+    """What happened since the last tick: steps, their losses, the time they took."""
+
+    begin: float
+    position: int
+    steps: int = 0
+    loss: float = 0.0
+
+    def add(self, loss: float) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.loss += loss
+
+    def due(self) -> bool:
+        """Tell whether it is time to report."""
+        return self.steps > 0 and time.monotonic() - self.begin >= TICK_S
+
+
+def figures(job: Job, pace: Pace) -> dict[str, float]:
     """Return the scalars of the board for the steps since the last tick."""
-    job, steps = trainer.job, max(trainer.steps, 1)
-    done = job.work.position - getattr(trainer, "last_position", trainer.start)
+    seconds = time.monotonic() - pace.begin
     values = {
-        "train/loss": loss,
-        "time/step_s": seconds / steps,
-        "time/exchange_s": job.seconds / steps,
-        "time/minibatches_per_s": done / seconds,
+        "train/loss": pace.loss / pace.steps,
+        "time/step_s": seconds / pace.steps,
+        "time/exchange_s": job.seconds / pace.steps,
+        "time/minibatches_per_s": (job.work.position - pace.position) / seconds,
         "sync/bytes": 4.0 * sum(group.length for group, _ in job.groups.values()),
     }
+    job.seconds = 0.0
     for _, rule in job.groups.values():
         values.update(rule.report())
     return values
@@ -120,6 +145,7 @@ def picture(
     folder: Path, history: list[dict[str, float]], image: Image.Image | None, result: dict[str, Any]
 ) -> Path:
     """Draw the result picture: curves on the left, predictions on the right."""
+    import itertools
     import json
 
     import matplotlib
@@ -133,12 +159,19 @@ def picture(
         [["loss", "image"], ["score", "image"]], figsize=(12, 6), width_ratios=[1, 1.35]
     )
     axes["loss"].plot(*zip(*loss, strict=True), color="tab:blue", lw=1.2) if loss else None
-    axes["loss"].set(ylabel="training loss", yscale="log")
+    axes["loss"].set(ylabel="training loss", yscale="log", xlim=(0, result["minibatches"]))
+    axes["loss"].yaxis.set_major_formatter("{x:g}")
+    axes["loss"].yaxis.set_minor_formatter("{x:g}")
     at = [row["minibatch"] for row in history]
     axes["score"].plot(at, [row["score"] for row in history], "o-", color="tab:green", ms=4)
-    for (name, value), style in zip(result["baselines"].items(), ("--", ":", "-.") * 3, strict=False):
+    lines = zip(result["baselines"].items(), itertools.cycle(("--", ":", "-.")), strict=False)
+    for (name, value), style in lines:
         axes["score"].axhline(value, ls=style, color="grey", lw=1, label=f"{name} {value:.3f}")
-    axes["score"].set(xlabel="minibatches of the whole job", ylabel=f"validation {result['primary']}")
+    axes["score"].set(
+        xlabel="minibatches of the whole job",
+        ylabel=f"validation {result['primary']}",
+        xlim=(0, result["minibatches"]),
+    )
     if result["baselines"]:
         axes["score"].legend(frameon=False, fontsize=8, loc="lower right")
     for key in ("loss", "score"):

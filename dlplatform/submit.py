@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 from dlplatform.config import launchers
 from dlplatform.errors import PlatformError, UsageError
-from dlplatform.world import World, share
+from dlplatform.memorybox import wire
+from dlplatform.world import World, die_with_parent, share
 
 Job = Callable[[dict[str, Any]], float]
 # Refusals: nothing was trained, so nothing is worth keeping.
@@ -83,6 +84,8 @@ def _flags(known: argparse.Namespace) -> list[str]:
 def train(argv: Sequence[str]) -> int:
     """Run ``dlp train``; under mpirun rank 0 composes and the other ranks follow."""
     world = World.detect()
+    if world.mpi:
+        die_with_parent()
     if world.launcher in ("", "dlp"):
         _submit(parse(argv), _launch, None)
     elif world.rank == 0:
@@ -91,6 +94,7 @@ def train(argv: Sequence[str]) -> int:
         told = share(None)
         if "exit" in told:
             return int(told["exit"])
+        os.environ[wire.SECRET] = told["secret"]
         _here(told["config"])
     return 0
 
@@ -105,10 +109,11 @@ def _lead(parse: Callable[[Sequence[str]], Request], argv: Sequence[str], world:
 
     def run(config: dict[str, Any]) -> float:
         with _boxes(config) as ready:
-            tell({"config": ready})
+            tell({"config": ready, "secret": os.environ.get(wire.SECRET, "")})
             return _here(ready)
 
     code = 1
+    os.environ.setdefault("DLP_PROGRESS", "live" if _launcher_has_terminal() else "plain")
     try:
         request = parse(argv)
         if request.multirun:
@@ -126,6 +131,15 @@ def _lead(parse: Callable[[Sequence[str]], Request], argv: Sequence[str], world:
             tell({"exit": code})
 
 
+def _launcher_has_terminal() -> bool:
+    """Ask mpirun's own output: the ranks' is a pseudo terminal even when mpirun's is a file."""
+    try:
+        name = os.readlink(f"/proc/{os.getppid()}/fd/1")
+    except OSError:
+        return False
+    return name.startswith(("/dev/pts/", "/dev/tty", "/dev/console"))
+
+
 @contextmanager
 def _boxes(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Start the boxes of all ranks here: MPI carries one message, and they belong in it."""
@@ -137,8 +151,8 @@ def _boxes(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         return
     transport = "shm" if cluster["transport"] == "auto" else cluster["transport"]
     with Boxes(config["boxes"], transport, cluster["memory"]) as boxes:
-        place = {"boxes": boxes.addresses, "secret_file": boxes.secret_file}
-        yield {**config, "cluster": {**cluster, **place}}
+        os.environ[wire.SECRET] = boxes.secret
+        yield {**config, "cluster": {**cluster, "boxes": boxes.addresses}}
 
 
 def _here(config: dict[str, Any]) -> float:

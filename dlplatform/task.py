@@ -120,7 +120,5 @@ def find_task(name: str) -> type[Task]:
     """Return the class of a task, or say which name was probably meant."""
     known = tasks()
     if name not in known:
-        raise UsageError(
-            f"task={name} is not a task{closest(name, known)}. All tasks: dlp tasks"
-        )
+        raise UsageError(f"task={name} is not a task{closest(name, known)}. All tasks: dlp tasks")
     return known[name]

@@ -8,12 +8,13 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlplatform import checkpoint, report
 from dlplatform.board import Board
@@ -26,9 +27,10 @@ from dlplatform.judge import Judge
 from dlplatform.progress import Progress, open_progress
 from dlplatform.rules.rule import find_rule
 from dlplatform.seeds import derive
+from dlplatform.statistics import Statistics
+from dlplatform.task import Terms
 from dlplatform.world import World
 
-TICK_S = 0.5
 EVALUATIONS = 10
 
 
@@ -55,14 +57,20 @@ class Trainer:
         self.every = self.run.eval_every or max(1, self.total // EVALUATIONS)
         self.job = self._join()
         self._distribute()
-        self.forward = {
-            name: torch.compile(model) if self.run.compile else model
-            for name, model in self.models.items()
-        }
+        self.statistics = Statistics(self.job, self.models)
+        self.forward = self.models
+        if self.run.compile:
+            self.forward = {
+                name: cast(nn.Module, torch.compile(model)) for name, model in self.models.items()
+            }
+        self.autocast = torch.autocast(
+            "cpu", torch.bfloat16, enabled=self.run.precision == "bf16", cache_enabled=False
+        )
         self.history = list(self.saved.history) if self.saved else []
         self.best = max((row["score"] for row in self.history), default=-math.inf)
         self.begin = time.monotonic()
         self.start = self.job.work.position
+        self.pace = report.Pace(self.begin, self.start)
         self.signalled = False
         self._board: Board | None = None
         self._progress: Progress | None = None
@@ -78,9 +86,9 @@ class Trainer:
 
     def _join(self) -> Job:
         cluster = ClusterConfig(**self.settings["cluster"])
-        boxes, name = None, os.environ.get("DLP_JOB", "job")
+        boxes = None
         if cluster.boxes:
-            place = Place.given(cluster.boxes, cluster.secret_file, name)
+            place = Place.given(cluster.boxes, cluster.secret_file, cluster.job or "job")
         elif self.world.size == 1 and cluster.transport in ("auto", "inproc"):
             numbers = range(int(self.settings["boxes"]))
             token = secrets.token_hex(4)
@@ -121,19 +129,24 @@ class Trainer:
             signal.signal(name, self._on_signal)
         if self.job.cluster.is_chief():
             self.progress.say(report.banner(self))
-        due, loss = self._next_due(), math.nan
+        try:
+            self._loop()
+            self.statistics.publish(now=True)
+            self.job.finish()
+            return self._end()
+        finally:
+            self._close()
+
+    def _loop(self) -> None:
+        due = self._next_due()
         while (number := self._claim()) is not None:
-            loss = self.step(number)
-            self._tick(loss)
+            self.pace.add(self.step(number))
+            self.statistics.publish()
+            self._tick()
             if self.job.work.position >= due and self.job.cluster.is_chief():
                 self.evaluate()
             if self.job.work.position >= due:
                 due = self._next_due()
-        self.job.finish()
-        try:
-            return self._end()
-        finally:
-            self._close()
 
     def _claim(self) -> int | None:
         if self.signalled:
@@ -149,22 +162,32 @@ class Trainer:
             model.train()
         if self.run.accumulate > 1:
             return self._accumulated(number)
-        values = [
-            self._update(name, terms)
-            for name, terms in self.task.losses(self.forward, self.task.batch("train", number))
-        ]
+        value = 0.0
+        for name, terms in self._losses(number):
+            value += self._update(name, terms)
         self.task.after(self.models, number)
         self.judge.observe(self.groups)
-        return sum(values)
+        return value
 
-    def _update(self, name: str, terms: Tensor | dict[str, Tensor]) -> float:
+    def _losses(self, number: int) -> Iterator[tuple[str, Tensor | Terms]]:
+        """Yield the task's losses of a minibatch, computed in the run's precision."""
+        batch = self.task.batch("train", number)
+        losses = self.task.losses(self.forward, batch)
+        while True:
+            with self.autocast:
+                pair = next(losses, None)
+            if pair is None:
+                return
+            yield pair
+
+    def _update(self, name: str, terms: Tensor | Terms) -> float:
         group, _ = self.groups[name]
         group.zero_grad()
         value = self._backward(terms, 1.0)
         self._apply(name)
         return value
 
-    def _backward(self, terms: Tensor | dict[str, Tensor], weight: float) -> float:
+    def _backward(self, terms: Tensor | Terms, weight: float) -> float:
         loss = terms if isinstance(terms, Tensor) else torch.stack(list(terms.values())).sum()
         (loss * weight).backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
@@ -197,7 +220,7 @@ class Trainer:
         value = 0.0
         for one in numbers:
             torch.manual_seed(derive(self.seed, "minibatch", one))
-            for _, terms in self.task.losses(self.forward, self.task.batch("train", one)):
+            for _, terms in self._losses(one):
                 value += self._backward(terms, 1.0 / len(numbers)) / len(numbers)
         for name in self.groups:
             self._apply(name)
@@ -230,22 +253,19 @@ class Trainer:
     def _next_due(self) -> int:
         return (self.job.work.position // self.every + 1) * self.every
 
-    def _tick(self, loss: float) -> None:
-        now = time.monotonic()
-        self.steps = getattr(self, "steps", 0) + 1
-        last = getattr(self, "last_tick", self.begin)
-        if now - last < TICK_S or not self.job.cluster.is_chief():
+    def _tick(self) -> None:
+        if not self.pace.due() or not self.job.cluster.is_chief():
             return
-        figures = report.figures(self, loss, now - last)
-        self.last_tick, self.steps, self.job.seconds = now, 0, 0.0
-        self.last_position = self.job.work.position
-        self.board.scalars(self.job.work.position, figures)
-        self.progress.update(self.job.work.position, report.short(figures, self.history))
+        position = self.job.work.position
+        figures = report.figures(self.job, self.pace)
+        self.pace = report.Pace(time.monotonic(), position)
+        self.board.scalars(position, figures)
+        self.progress.update(position, report.short(figures, self.history))
 
     def evaluate(self) -> float:
         """Score the job's weights on the validation split and keep a checkpoint."""
         position = self.job.work.position
-        self.judge.take(self.groups, self.models)
+        self._judge()
         scores = self.judge.score("val")
         primary = scores[self.task.primary]
         self.history.append({"minibatch": position, "score": primary, **scores})
@@ -253,6 +273,10 @@ class Trainer:
         self.save(scores, primary > self.best)
         self.best = max(self.best, primary)
         return primary
+
+    def _judge(self) -> None:
+        self.judge.take(self.groups, self.models)
+        self.statistics.average(self.judge.models)
 
     def save(self, scores: dict[str, float], best: bool) -> None:
         """Write a checkpoint of the judged weights."""
@@ -292,7 +316,7 @@ class Trainer:
 
     def _conclude(self) -> float:
         seconds = time.monotonic() - self.begin
-        self.judge.take(self.groups, self.models)
+        self._judge()
         scores = self.judge.score("test")
         result = report.result(self, scores, seconds)
         image = self.task.picture(self.judge.models)

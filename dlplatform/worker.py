@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -20,4 +21,7 @@ def work(path: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(lambda: work(sys.argv[1])))
+    code = guard(lambda: work(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is written and closed; tearing torch down only takes time

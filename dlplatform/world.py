@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -114,11 +116,8 @@ def share(value: Any) -> Any:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the process that started this one ends."""
-    import ctypes
-    import signal
-
+    """Ask the kernel to kill this process when the launcher that started it is gone."""
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGKILL)

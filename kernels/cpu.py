@@ -14,7 +14,9 @@ from typing import Any
 
 LIBRARY = Path(__file__).with_name("_native.so")
 CLOSED = -1000000
+NONE = -1
 STRIPE = 1 << 18
+CHUNK = 1 << 16
 PAGE = 4096
 
 OPERATIONS = {
@@ -85,15 +87,16 @@ counter_swap = _function("dlp_counter_swap", c_int64, c_void_p, c_int64, c_int64
 counter_wait = _function("dlp_counter_wait", c_int, c_void_p, c_int64, c_int)
 counter_wake = _function("dlp_counter_wake", None, c_void_p)
 
-duplex = _function(
-    "dlp_duplex", c_int, c_int, c_void_p, c_size_t, c_void_p, c_size_t, c_int, c_void_p
-)
+exchange = _function(
+    "dlp_exchange", c_int,
+    c_int, c_int, c_void_p, c_size_t, c_void_p, c_size_t, c_int, c_void_p,
+)  # fmt: skip
 receive = _function("dlp_receive", c_int, c_int, c_void_p, c_size_t)
 transmit = _function("dlp_transmit", c_int, c_int, c_void_p, c_size_t)
 discard = _function("dlp_discard", c_int, c_int, c_size_t)
 receive_apply = _function(
     "dlp_receive_apply", c_int,
-    c_int, c_int, c_void_p, c_void_p, c_size_t, c_size_t, c_float, c_float,
+    c_int, c_int, c_void_p, c_void_p, c_size_t, c_size_t, c_float, c_float, c_void_p,
 )  # fmt: skip
 
 copy = ctypes.memmove

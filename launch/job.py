@@ -21,7 +21,7 @@ from dlplatform.cli import REPORT
 from dlplatform.errors import PlatformError, Preempted
 
 # How a worker that a launcher started ends with an error (see dlplatform.cli.guard).
-MARK = re.compile(r"dlp: exit (\d+): (.*)")
+MARK = re.compile(r"dlp: rank (\d+) exit (\d+): (.*)")
 STOP_S = 5.0
 # A worker that was asked to make room first finishes its minibatch and its checkpoint.
 CHECKPOINT_S = 30.0
@@ -84,7 +84,7 @@ def variables(config: dict[str, Any]) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(threads(config)),
         "DLP_PROGRESS": progress(config),
-        REPORT: "1",
+        REPORT: "code",
         "COLUMNS": str(size.columns),
         "LINES": str(size.lines),
     }
@@ -94,6 +94,7 @@ def variables(config: dict[str, Any]) -> dict[str, str]:
 class Last:
     """The error line with which a worker ended."""
 
+    rank: int
     code: int
     text: str
 
@@ -101,7 +102,7 @@ class Last:
     def read(line: str) -> Last | None:
         """Return what a line says, or None for any other line."""
         found = MARK.match(line)
-        return Last(int(found[1]), found[2].strip()) if found else None
+        return Last(int(found[1]), int(found[2]), found[3].strip()) if found else None
 
 
 def failure(code: int, text: str) -> PlatformError:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dlplatform.errors import PeerLost, Preempted
+from dlplatform.memorybox import wire
+from dlplatform.rules.rule import find_rule
 from launch import job
 
 
@@ -79,7 +81,7 @@ def run(config: dict[str, Any]) -> float:
         config = _with_boxes(config, stack)
         try:
             _start(config, workers)
-            _watch(workers)
+            _watch(workers, find_rule(config["rule"]["name"]).survives)
         except KeyboardInterrupt:
             _interrupted(workers)
             raise
@@ -112,7 +114,8 @@ def _with_boxes(config: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
         from dlplatform.memorybox.process import Boxes
 
         boxes = stack.enter_context(Boxes(config["boxes"], transport(config), cluster["memory"]))
-        cluster |= {"boxes": boxes.addresses, "secret_file": boxes.secret_file}
+        cluster["boxes"] = boxes.addresses
+        os.environ[wire.SECRET] = boxes.secret
     return {**config, "cluster": cluster}
 
 
@@ -156,7 +159,7 @@ def _start_worker(config: dict[str, Any], path: Path, rank: int) -> Worker:
         )
 
 
-def _watch(workers: list[Worker]) -> None:
+def _watch(workers: list[Worker], survives: bool) -> None:
     """Wait for all workers; say who was killed; raise when one fails or none is left."""
     while True:
         running = 0
@@ -168,7 +171,7 @@ def _watch(workers: list[Worker]) -> None:
                 _fail(worker, workers)
             elif code < 0 and not worker.reported:
                 worker.reported = True
-                _say_killed(worker, workers)
+                _say_killed(worker, workers, survives)
         if not running:
             break
         time.sleep(0.05)
@@ -179,9 +182,9 @@ def _watch(workers: list[Worker]) -> None:
         )
 
 
-def _say_killed(worker: Worker, workers: list[Worker]) -> None:
+def _say_killed(worker: Worker, workers: list[Worker], survives: bool) -> None:
     name = signal.Signals(-worker.process.returncode).name
-    others = any(other.process.poll() is None for other in workers)
+    others = survives and any(other.process.poll() is None for other in workers)
     rest = "; the others go on" if others else ""
     print(f"dlp: worker {worker.rank} was killed ({name}){rest}", file=sys.stderr, flush=True)
 

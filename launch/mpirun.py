@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlplatform.cli import REPORT
 from dlplatform.errors import EnvironmentMissing, PeerLost, PlatformError, Preempted
 from launch import job
 
@@ -88,6 +89,7 @@ def variables(config: dict[str, Any]) -> dict[str, str]:
         # Its windows warn on every machine without InfiniBand, and no window is used.
         "OMPI_MCA_osc": "^ucx",
         **job.variables(config),
+        REPORT: "line",
     }
 
 
@@ -129,7 +131,7 @@ def run(config: dict[str, Any]) -> float:
         finally:
             job.stop([process], signal.SIGINT, 4.0)
     lines.join()
-    if process.returncode:
+    if process.returncode or lines.errors:
         raise _failure(process.returncode, lines)
     return job.result(config)
 
@@ -179,7 +181,10 @@ def _make_room(started: list[subprocess.Popen[str]], number: int) -> None:
 
 def _failure(code: int, lines: job.Lines) -> PlatformError:
     if lines.errors:  # mpirun's own code is lost when it had to be stopped
-        return job.failure(lines.errors[0].code, lines.errors[0].text)
+        # Ranks often fail together, for one reason; the lowest then speaks for all of them.
+        first = lines.errors[0]
+        alike = [last for last in lines.errors if last.code == first.code]
+        return job.failure(first.code, min(alike, key=lambda last: last.rank).text)
     if code < 0 or code > KILLED:
         name = signal.Signals(-code if code < 0 else code - KILLED).name
         return PeerLost(

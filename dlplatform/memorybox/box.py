@@ -6,17 +6,23 @@ The same object serves a process of its own (``server``) and lives inside a lone
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections import Counter as Tally
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgpack
+
 from dlplatform.errors import BoxError, closest
+from dlplatform.memorybox.memory import Mapping
 from dlplatform.memorybox.table import Entry, Table
 from kernels import cpu
 
 JOINED, FINISHED, LEFT, DIED = 1, 2, 3, 4
+LARGEST_SUM, LARGEST_NOTICE = 4096, 1 << 18
 Fields = dict[str, Any]
 
 
@@ -53,7 +59,7 @@ class MemoryBox:
             )
         try:
             return method(session, **fields) or {}
-        except TypeError as error:
+        except (TypeError, ctypes.ArgumentError) as error:
             raise BoxError(
                 f"command {command} got wrong fields: {error} - allowed: those of its docstring "
                 "- do: use the same version on both sides"
@@ -63,7 +69,12 @@ class MemoryBox:
 
     def do_open(self, session: Session, job: str) -> None:
         """Bind a connection to its job's namespace."""
-        session.job = str(job)
+        if session.job or not isinstance(job, str) or not 0 < len(job) <= 200 or ":" in job:
+            raise BoxError(
+                f"open job {job!r} - allowed: once a connection, 1 to 200 characters without ':' - "
+                "do: choose another job name"
+            )
+        session.job = job
         with self._lock:
             self._jobs[session.job] += 1
 
@@ -93,8 +104,7 @@ class MemoryBox:
                     self.table.release(key)
         if session.rank >= 0:
             cpu.counter_set(self._member(session), LEFT if session.polite else DIED)
-            if not session.polite:
-                cpu.counter_add(self._counter(session, "losses"), 1)
+            cpu.counter_add(self._counter(session, "departures"), 1)
         with self._lock:
             self._jobs[session.job] -= 1
             gone = self._jobs[session.job] == 0
@@ -140,6 +150,15 @@ class MemoryBox:
             )
         return entry
 
+    @contextmanager
+    def using(
+        self, session: Session, keys: Sequence[str], start: int, count: int
+    ) -> Iterator[list[Mapping]]:
+        """Lend the memory of segments, each with the same span checked, for one operation."""
+        entries = [self.span(session, key, start, count) for key in keys]
+        with self.table.using(*entries):
+            yield [entry.mapping for entry in entries]
+
     # -- operations between segments of this box -----------------------------------------
 
     def do_apply(
@@ -152,30 +171,29 @@ class MemoryBox:
                 f"operation {op!r} between segments - allowed: scal, and axpy or axpby with a "
                 "source - do: send x with the operation instead"
             )
-        y = self.span(session, key, start, count).mapping
-        x = self.span(session, source, start, count).mapping.data + 4 * start if source else None
-        code = cpu.OPERATIONS[op]
-        cpu.check(cpu.locked(code, y.header, y.data, start, count, x, None, a, b, 0))
+        keys = [key, source] if source else [key]
+        with self.using(session, keys, start, count) as (y, *sources):
+            x = sources[0].data + 4 * start if sources else None
+            code = cpu.OPERATIONS[op]
+            cpu.check(cpu.locked(code, y.header, y.data, start, count, x, None, a, b, 0))
 
     def do_sum(
         self, session: Session, key: str, sources: list[str], start: int, count: int, scale: float
     ) -> None:
         """Write scale * (sum of the sources, in order) into a segment."""
-        y = self.span(session, key, start, count).mapping
-        x = self._sources(session, sources, start, count)
-        cpu.sum_into(y.data + 4 * start, cpu.pointers(x), len(x), count, scale)
+        _check_sources(sources)
+        with self.using(session, [key, *sources], start, count) as (y, *regions):
+            x = cpu.pointers([region.data + 4 * start for region in regions])
+            cpu.sum_into(y.data + 4 * start, x, len(regions), count, scale)
 
     def do_average(
         self, session: Session, sources: list[str], start: int, count: int, scale: float
     ) -> None:
         """Write scale * (sum of the sources, in order) into every one of them."""
-        x = self._sources(session, sources, start, count)
-        cpu.average(cpu.pointers(x), len(x), count, scale)
-
-    def _sources(self, session: Session, keys: list[str], start: int, count: int) -> list[int]:
-        if not keys:
-            raise BoxError("0 sources - allowed: 1 or more - do: name the regions to add")
-        return [self.span(session, key, start, count).mapping.data + 4 * start for key in keys]
+        _check_sources(sources)
+        with self.using(session, sources, start, count) as regions:
+            x = cpu.pointers([region.data + 4 * start for region in regions])
+            cpu.average(x, len(regions), count, scale)
 
     # -- counters and notices --------------------------------------------------------------
 
@@ -206,12 +224,19 @@ class MemoryBox:
 
     def do_publish(self, session: Session, name: str, value: Any) -> None:
         """Pin a small value to the job's notice board."""
-        self.table.notices[session.scoped(name)] = value
+        packed: bytes = msgpack.packb(value)
+        if len(packed) > LARGEST_NOTICE:
+            raise BoxError(
+                f"publish {name}: {len(packed)} bytes - allowed: {LARGEST_NOTICE} - do: put large "
+                "data into a buffer"
+            )
+        self.table.publish(session.scoped(name), packed)
         cpu.counter_add(self._counter(session, "notices"), 1)
 
     def do_lookup(self, session: Session, name: str) -> Fields:
         """Return a value from the notice board, or None."""
-        return {"value": self.table.notices.get(session.scoped(name))}
+        packed = self.table.notices.get(session.scoped(name))
+        return {"value": None if packed is None else msgpack.unpackb(packed)}
 
     def do_status(self, session: Session) -> Fields:
         """Return what the box holds."""
@@ -222,3 +247,10 @@ class MemoryBox:
             "segments": len(entries),
             "bytes": sum(entry.floats * 4 for entry in entries),
         }
+
+
+def _check_sources(keys: list[str]) -> None:
+    if not 1 <= len(keys) <= LARGEST_SUM:
+        raise BoxError(
+            f"{len(keys)} sources - allowed: 1 to {LARGEST_SUM} - do: name the regions to add"
+        )

@@ -7,8 +7,9 @@ size, kept in step by explicit ``read`` and ``write``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dlplatform.errors import UsageError
@@ -25,6 +26,9 @@ Piece = tuple["Transport", int, int, int]
 """(transport, start in the segment, count, start in the span)."""
 
 
+BETWEEN = ("axpy", "axpby")
+
+
 class SharedBuffer:
     """``length`` fp32 numbers held by the boxes of a cluster; made by ``Cluster.attach``."""
 
@@ -33,16 +37,25 @@ class SharedBuffer:
         self.name, self.key, self.length = info["name"], info["key"], int(info["length"])
         self.segments = [Segment(box, self.key, at, n) for box, at, n in info["segments"]]
         self.mapped = cluster.mapped
+        self._cut = [
+            (cluster.transports[s.box], s.offset, s.offset + s.length) for s in self.segments
+        ]
         self._private: Memory | None = None
         self._range = 0
+        self._attached: list[Segment] = []
         self._attach()
 
     def _attach(self) -> None:
         if self.mapped:
             self._range = cpu.check(cpu.reserve(4 * self.length))
-        for segment in self.segments:
-            at = self._range + 4 * segment.offset if self.mapped else 0
-            self.cluster.transports[segment.box].attach(self.key, segment.length, at)
+        try:
+            for segment in self.segments:
+                at = self._range + 4 * segment.offset if self.mapped else 0
+                self.cluster.transports[segment.box].attach(self.key, segment.length, at)
+                self._attached.append(segment)
+        except BaseException:
+            self.release()
+            raise
 
     @property
     def region(self) -> int:
@@ -67,18 +80,25 @@ class SharedBuffer:
             )
         return start, count
 
-    def _pieces(self, start: int, count: int) -> Iterator[Piece]:
-        for segment in self.segments:
-            first = max(start, segment.offset)
-            last = min(start + count, segment.offset + segment.length)
+    def _pieces(self, start: int, count: int) -> list[Piece]:
+        if len(self._cut) == 1 and count:
+            return [(self._cut[0][0], start, count, 0)]
+        pieces = []
+        for transport, offset, end in self._cut:
+            first, last = max(start, offset), min(start + count, end)
             if first < last:
-                transport = self.cluster.transports[segment.box]
-                yield transport, first - segment.offset, last - first, first - start
+                pieces.append((transport, first - offset, last - first, first - start))
+        return pieces
 
-    def _each(self, start: int, count: int, work: Callable[[Transport, int, int, int], Any]) -> None:
-        self.cluster.parallel(
-            [lambda p=p: work(*p) for p in self._pieces(start, count)]  # type: ignore[misc]
-        )
+    def _each(
+        self, start: int, count: int, work: Callable[[Transport, int, int, int], Any]
+    ) -> None:
+        pieces = self._pieces(start, count)
+        if self.mapped or len(pieces) == 1:
+            for piece in pieces:
+                work(*piece)
+            return
+        self.cluster.parallel([partial(work, *piece) for piece in pieces])
 
     def read(self, into: int = 0, start: int = 0, count: int | None = None) -> None:
         """Copy shared to local: a span to address ``into`` (default: the local region)."""
@@ -108,6 +128,11 @@ class SharedBuffer:
         start, count = self._span(start, count)
         if isinstance(x, SharedBuffer):
             key = self._same_cut(x).key
+            if op not in BETWEEN:
+                raise UsageError(
+                    f"{op} between {self.name} and {x.name} - allowed: {', '.join(BETWEEN)} - do: "
+                    "give local memory as x"
+                )
             self._each(start, count, lambda t, s, n, _: t.apply(op, self.key, s, n, key, 0, a, b))
             return
 
@@ -174,8 +199,8 @@ class SharedBuffer:
 
     def release(self) -> None:
         """Stop sharing: unmap and forget; the boxes keep the data (P-RDMA 77)."""
-        for segment in self.segments:
-            self.cluster.transports[segment.box].release(self.key)
+        while self._attached:
+            self.cluster.transports[self._attached.pop().box].release(self.key)
         if self._range:
             cpu.unmap(self._range, 4 * self.length)
         self._range, self._private = 0, None

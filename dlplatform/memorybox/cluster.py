@@ -9,11 +9,11 @@ from contextlib import suppress
 from typing import Any
 
 from dlplatform.errors import PeerLost, PlatformError, UsageError
-from dlplatform.memorybox.box import DIED, FINISHED, JOINED
+from dlplatform.memorybox.box import DIED, FINISHED, JOINED, LEFT
 from dlplatform.memorybox.buffer import SharedBuffer
 from dlplatform.memorybox.counter import SLICE_MS, Counter
 from dlplatform.memorybox.segment import split
-from dlplatform.transports.transport import MAPPED, open_transport
+from dlplatform.transports.transport import MAPPED, Transport, open_transport
 
 
 class Cluster:
@@ -32,7 +32,14 @@ class Cluster:
         if not boxes:
             raise UsageError("cluster.boxes=[]: 0 boxes - allowed: 1 or more - do: name a box")
         self.job, self.timeout_s = job, timeout_s
-        self.transports = [open_transport(uri, job, secret, timeout_s) for uri in boxes]
+        self.transports: list[Transport] = []
+        try:
+            for uri in boxes:
+                self.transports.append(open_transport(uri, job, secret, timeout_s))
+        except BaseException:
+            for transport in self.transports:
+                transport.close()
+            raise
         self.mapped = all(MAPPED in transport.can for transport in self.transports)
         self._pool = ThreadPoolExecutor(len(boxes)) if len(boxes) > 1 and not self.mapped else None
         self._counters: dict[str, Counter] = {}
@@ -89,6 +96,7 @@ class Cluster:
         """Return a counter of the job; all of them live in the first box."""
         if name not in self._counters:
             self._counters[name] = self.transports[0].counter(name)
+            self._counters[name].guard = self.check
         return self._counters[name]
 
     def publish(self, name: str, value: Any) -> None:
@@ -100,12 +108,15 @@ class Cluster:
         end = time.monotonic() + self.timeout_s
         notices = self.counter("notices")
         while True:
-            seen = notices.value
+            # Read first: whoever has left meanwhile may have published before.
+            seen, gone = notices.value, self.gone()
             value = self.transports[0].call("lookup", name=name)["value"]
             if value is not None:
                 return value
+            if gone:
+                self.check_peers()
             notices.reached(seen + 1, SLICE_MS)
-            self.check_peers()
+            self.check()
             if time.monotonic() > end:
                 raise PeerLost(
                     f"nobody published {name} within {self.timeout_s:g} s - allowed: "
@@ -132,16 +143,20 @@ class Cluster:
         """Return what a member does: JOINED, FINISHED, LEFT, DIED (0: never came)."""
         return self.counter(f"member/{rank}").value
 
+    def gone(self, states: Sequence[int] = (LEFT, DIED)) -> list[int]:
+        """Return the ranks that have left or died."""
+        if not self.counter("departures").value:
+            return []
+        return [rank for rank in range(self.size) if self.state(rank) in states]
+
     def dead(self) -> list[int]:
         """Return the ranks whose process died."""
-        if not self.counter("losses").value:
-            return []
-        return [rank for rank in range(self.size) if self.state(rank) == DIED]
+        return self.gone((DIED,))
 
     def is_chief(self) -> bool:
-        """Tell whether this worker reports for all: the lowest rank that has not died."""
-        dead = self.dead() if self.rank > 0 else []
-        return all(rank in dead for rank in range(self.rank))
+        """Tell whether this worker reports for all: the lowest rank still here."""
+        gone = self.gone() if self.rank > 0 else []
+        return all(rank in gone for rank in range(self.rank))
 
     def finished(self) -> None:
         """Tell the others that this worker has pushed its last update."""
@@ -157,13 +172,17 @@ class Cluster:
             if transport.lost:
                 raise PeerLost(transport.lost)
 
-    def check_peers(self) -> None:
-        """Raise PeerLost when a box or a worker is gone."""
+    def check_peers(self, needed: Sequence[int] | None = None) -> None:
+        """Raise PeerLost when a box is gone, or a worker that the caller waits for."""
         self.check()
-        if dead := self.dead():
-            who = ", ".join(str(rank) for rank in dead)
+        if not (gone := self.gone()):
+            return
+        missing = [rank for rank in gone if needed is None or rank in needed]
+        if missing:
+            who = ", ".join(str(rank) for rank in missing)
+            how = "died" if any(self.state(rank) == DIED for rank in missing) else "left"
             raise PeerLost(
-                f"worker {who} died and this rule needs all {self.size} - allowed: rule=asgd or "
+                f"worker {who} {how} and this rule needs all {self.size} - allowed: rule=asgd or "
                 "rule=easgd survive it - do: continue with resume=auto"
             )
 

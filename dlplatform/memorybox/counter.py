@@ -25,6 +25,8 @@ class Counter(ABC):
     """One named number of a job; every operation is atomic."""
 
     name: str
+    guard: Callable[[], None] = staticmethod(nothing)
+    """Runs while waiting; its cluster sets it to raise when a box is gone."""
 
     @property
     @abstractmethod
@@ -57,7 +59,13 @@ class Counter(ABC):
         """
         end = time.monotonic() + timeout_s
         while not self.reached(at_least, SLICE_MS):
-            check()
+            try:
+                self.guard()
+                check()
+            except PeerLost:
+                if self.reached(at_least, 0):  # who is gone now had done its part before
+                    return
+                raise
             if time.monotonic() > end:
                 raise PeerLost(
                     f"{self.name} is {self.value}, waited {timeout_s:g} s for {at_least} - "

@@ -18,6 +18,15 @@ def megabytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
+def available() -> int:
+    """Return how many bytes this machine can still give without killing somebody."""
+    with open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 1 << 62
+
+
 def nameless_file(folder: str, size: int) -> int:
     """Return a descriptor of ``size`` zeroed bytes in a folder, or of a memfd.
 
@@ -32,9 +41,11 @@ def nameless_file(folder: str, size: int) -> int:
     except OSError as error:
         raise EnvironmentMissing(
             f"cluster.memory={folder} cannot hold shared memory: {error.strerror} - allowed: a "
-            "tmpfs or hugetlbfs folder, or memfd - do: use /dev/shm or memfd"
+            "tmpfs folder, or memfd - do: use /dev/shm or memfd"
         ) from None
     try:
+        if size > available():
+            raise OSError(errno.ENOMEM, "")
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
         os.close(descriptor)
@@ -45,13 +56,13 @@ def nameless_file(folder: str, size: int) -> int:
 
 
 def _too_small(folder: str, size: int) -> str:
-    free = "too little"
+    free = available()
     if folder != "memfd":
         stats = os.statvfs(folder)
-        free = megabytes(stats.f_bavail * stats.f_frsize)
+        free = min(free, stats.f_bavail * stats.f_frsize)
     return (
-        f"{folder} is too small: a memory box needs {megabytes(size)} more, {free} is free - "
-        f"allowed: up to the free size - do: mount -o remount,size=... {folder}, or set "
+        f"{folder} is too small: a memory box needs {megabytes(size)} more, {megabytes(free)} is "
+        f"free - allowed: up to the free size - do: mount -o remount,size=... {folder}, or set "
         "cluster.memory=memfd"
     )
 
@@ -70,7 +81,11 @@ class Mapping:
         """Map a segment's file; with ``at``, put its data at that reserved address."""
         head = cpu.header_bytes(floats)
         header = cpu.check(cpu.map_file(0, head, descriptor, 0))
-        data = cpu.check(cpu.map_file(at, floats * 4, descriptor, head))
+        try:
+            data = cpu.check(cpu.map_file(at, floats * 4, descriptor, head))
+        except OSError:
+            cpu.unmap(header, head)
+            raise
         return Mapping(header, data, floats, not at)
 
     def unmap(self) -> None:

@@ -8,8 +8,6 @@ import os
 import secrets
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 from dlplatform.errors import EnvironmentMissing
 from dlplatform.memorybox import wire
@@ -18,6 +16,8 @@ from dlplatform.memorybox import wire
 class Boxes:
     """Box processes started here; ``with Boxes(2) as boxes`` gives ``boxes.addresses``.
 
+    Their secret (``boxes.secret``) travels in the environment, so that no file is left behind.
+
     Args:
         count: how many.
         transport: ``shm`` or ``tcp`` (loopback).
@@ -25,9 +25,7 @@ class Boxes:
     """
 
     def __init__(self, count: int, transport: str = "shm", memory: str = "/dev/shm") -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="dlp-")
-        self.secret_file = str(Path(self._folder.name) / "secret")
-        wire.load_secret(self.secret_file, create=True)
+        self.secret = secrets.token_hex(32)
         self.processes: list[subprocess.Popen[str]] = []
         self.addresses: list[str] = []
         token = secrets.token_hex(4)
@@ -44,7 +42,7 @@ class Boxes:
         """Return the command line of one box."""
         return [
             *(sys.executable, "-m", "dlplatform.memorybox", "--bind", bind),
-            *("--secret-file", self.secret_file, "--memory", memory, "--lifeline"),
+            *("--memory", memory, "--lifeline"),
         ]
 
     def _start(self, bind: str, memory: str) -> subprocess.Popen[str]:
@@ -55,7 +53,7 @@ class Boxes:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # Ctrl-C is for the workers; the lifeline ends the boxes
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, wire.SECRET: self.secret},
         )
 
     def _ready(self, process: subprocess.Popen[str]) -> str:
@@ -82,7 +80,6 @@ class Boxes:
             for pipe in (process.stdout, process.stderr):
                 if pipe:
                     pipe.close()
-        self._folder.cleanup()
 
     def __enter__(self) -> Boxes:
         return self

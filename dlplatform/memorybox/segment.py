@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from dlplatform.errors import UsageError
 from kernels.cpu import PAGE
@@ -41,4 +42,4 @@ def split(length: int, weights: list[float]) -> list[tuple[int, int]]:
         border = round(length * reached / FLOATS_PER_PAGE) * FLOATS_PER_PAGE
         borders.append(min(max(border, borders[-1]), length))
     borders.append(length)
-    return [(a, b - a) for a, b in zip(borders, borders[1:], strict=False)]
+    return [(a, b - a) for a, b in pairwise(borders)]

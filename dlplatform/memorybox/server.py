@@ -6,23 +6,28 @@ Python only decides; bytes move and operations run in C with the GIL released.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from dlplatform.errors import BoxError, PlatformError, UsageError
 from dlplatform.memorybox import wire
 from dlplatform.memorybox.box import Fields, MemoryBox, Session
-from dlplatform.memorybox.memory import Mapping
+from dlplatform.memorybox.memory import Mapping, Memory
 from kernels import cpu
 
 ANSWERING = ("difference", "fetch")
 HANDSHAKE_S = 10.0
+MOST_CONNECTIONS = 4096
+WRONG_VALUES = (TypeError, ValueError, OverflowError, ctypes.ArgumentError)
 PUSHED = ("axpy", "axpby", *ANSWERING)
 
 
@@ -32,101 +37,126 @@ class Connection:
     def __init__(self, box: MemoryBox, link: socket.socket, secret: bytes) -> None:
         self.box, self.link, self.secret = box, link, secret
         self.session = Session()
+        self.scratch: Memory | None = None
+
+    def welcome(self) -> bool:
+        """Find out in time whether the other side knows the secret."""
+        self.link.settimeout(HANDSHAKE_S)
+        if not wire.welcome(self.link, self.secret):
+            return False
+        self.link.settimeout(None)
+        return True
 
     def serve(self) -> None:
         """Obey until the worker hangs up."""
         try:
-            self.link.settimeout(HANDSHAKE_S)
-            if wire.welcome(self.link, self.secret):
-                self.link.settimeout(None)
-                while True:
-                    self.answer(wire.receive(self.link))
-        except (OSError, ConnectionError):
-            return
+            while True:
+                self.answer(wire.receive(self.link))
         finally:
             self.box.close(self.session)
-            self.link.close()
 
     def answer(self, frame: Fields) -> None:
         """Obey one frame and reply ``ok`` or ``refused``."""
         command = frame.pop("do", "")
-        stream = getattr(self, f"stream_{command}", None)
+        stream = STREAMS.get(command) if isinstance(command, str) else None
         try:
             if not self.session.job and command != "open":
                 raise BoxError("no job - allowed: open first - do: name the job")
             if stream is not None:
-                stream(frame)
+                stream(self, frame)
             else:
                 wire.send(self.link, {"ok": self.box.obey(self.session, command, frame)})
-        except (PlatformError, ValueError) as error:
+        except (PlatformError, *WRONG_VALUES) as error:
             kind = type(error).__name__ if isinstance(error, PlatformError) else "BoxError"
             wire.send(self.link, {"refused": str(error), "kind": kind})
 
-    def _span(self, frame: Fields) -> tuple[Mapping, int, int]:
+    @contextmanager
+    def span(self, frame: Fields) -> Iterator[tuple[Mapping, int, int]]:
+        """Lend the memory of the span that a frame names: (mapping, start, count)."""
         start, count = int(frame.get("start", 0)), int(frame.get("count", 0))
-        entry = self.box.span(self.session, frame.get("key", ""), start, count)
-        return entry.mapping, start, count
-
-    def _incoming(self, frame: Fields) -> tuple[Mapping, int, int]:
-        try:
-            return self._span(frame)
-        except BoxError:
-            count = frame.get("count")
-            if not isinstance(count, int) or not 0 <= count <= 1 << 40:
-                raise ConnectionError("unbounded stream") from None
-            cpu.check(cpu.discard(self.link.fileno(), 4 * count))
-            raise
+        with self.box.using(self.session, [frame.get("key", "")], start, count) as (mapping,):
+            yield mapping, start, count
 
     def stream_read(self, frame: Fields) -> None:
         """Send a span of a segment."""
-        mapping, start, count = self._span(frame)
-        wire.send(self.link, {"ok": {}})
-        cpu.check(cpu.transmit(self.link.fileno(), mapping.data + 4 * start, 4 * count))
+        with self.span(frame) as (mapping, start, count):
+            wire.send(self.link, {"ok": {}}, more=count > 0)
+            cpu.check(cpu.transmit(self.link.fileno(), mapping.data + 4 * start, 4 * count))
 
     def stream_write(self, frame: Fields) -> None:
         """Receive a span straight into a segment."""
-        mapping, start, count = self._incoming(frame)
-        cpu.check(cpu.receive(self.link.fileno(), mapping.data + 4 * start, 4 * count))
+        with self._incoming(frame), self.span(frame) as (mapping, start, count):
+            cpu.check(cpu.receive(self.link.fileno(), mapping.data + 4 * start, 4 * count))
         wire.send(self.link, {"ok": {}})
 
     def stream_push(self, frame: Fields) -> None:
         """Receive x and apply it to a segment while it arrives; some operations answer."""
-        op, a, b = frame.get("op"), float(frame.get("a", 1)), float(frame.get("b", 0))
+        op = frame.get("op")
         if op not in PUSHED:
             raise ConnectionError(f"cannot stream {op!r}")
         answers = op in ANSWERING
-        mapping, start, count = self._span(frame) if answers else self._incoming(frame)
-        if answers:
-            wire.send(self.link, {"ok": {}})
-        code, link = cpu.OPERATIONS[op], self.link.fileno()
-        args = (mapping.header, mapping.data, start, count, a, b)
-        cpu.check(cpu.receive_apply(link, code, *args))
+        with self._incoming(frame, wire.AHEAD if answers else 0):
+            a, b = float(frame.get("a", 1)), float(frame.get("b", 0))
+            with self.span(frame) as (y, start, count):
+                if answers:
+                    wire.send(self.link, {"ok": {}})
+                self.scratch = self.scratch or Memory(2 * cpu.CHUNK)
+                arguments = (y.header, y.data, start, count, a, b, self.scratch.address)
+                code, link = cpu.OPERATIONS[op], self.link.fileno()
+                cpu.check(cpu.receive_apply(link, code, *arguments))
         wire.send(self.link, {"ok": {}})
+
+    @contextmanager
+    def _incoming(self, frame: Fields, ahead: int = 0) -> Iterator[None]:
+        """Throw away the bytes (of an answering operation: those sent ahead) when refusing."""
+        try:
+            yield
+        except (PlatformError, *WRONG_VALUES):
+            count = frame.get("count")
+            if not isinstance(count, int) or not 0 <= count <= 1 << 40:
+                raise ConnectionError("unbounded stream") from None
+            size = min(4 * count, ahead or 4 * count)
+            cpu.check(cpu.discard(self.link.fileno(), size))
+            raise
 
     def stream_map(self, frame: Fields) -> None:
         """Hand the file of a segment, or of the counters, to a worker on this host."""
         if self.link.family != socket.AF_UNIX:
             raise BoxError("map over tcp - allowed: shm - do: read and write instead")
-        key = frame.get("key", "")
-        table = self.box.table
-        file = self.box.owned(self.session, key).descriptor if key else table.counters_file
-        wire.send(self.link, {"ok": {}})
-        socket.send_fds(self.link, [b"F"], [file])
+        table, keys = self.box.table, [frame["key"]] if frame.get("key") else []
+        entries = [self.box.owned(self.session, key) for key in keys]
+        with table.using(*entries):
+            file = entries[0].descriptor if entries else table.counters_file
+            wire.send(self.link, {"ok": {}})
+            socket.send_fds(self.link, [b"F"], [file])
 
     def stream_lock(self, frame: Fields) -> None:
         """Lock one stripe for this connection until it says unlock (or is cut)."""
-        entry = self.box.span(self.session, frame.get("key", ""), 0, 0)
+        entry = self.box.owned(self.session, frame.get("key", ""))
         stripe = int(frame.get("stripe", 0))
         if not 0 <= stripe * cpu.STRIPE < entry.floats:
-            raise BoxError(f"stripe {stripe} of {entry.name} - allowed: existing ones - do: check")
-        cpu.check(cpu.lock(entry.mapping.header, stripe))
+            raise BoxError(
+                f"{entry.name}: stripe {stripe} - allowed: 0 to {(entry.floats - 1) // cpu.STRIPE} "
+                "- do: check the element"
+            )
+        with self.box.table.using(entry):
+            self._hold(entry.mapping.header, stripe)
+        wire.send(self.link, {"ok": {}})
+
+    def _hold(self, header: int, stripe: int) -> None:
+        cpu.check(cpu.lock(header, stripe))
         try:
             wire.send(self.link, {"ok": {}})
             if wire.receive(self.link).get("do") != "unlock":
                 raise ConnectionError("a locked stripe was not unlocked")
         finally:
-            cpu.unlock(entry.mapping.header, stripe)
-        wire.send(self.link, {"ok": {}})
+            cpu.unlock(header, stripe)
+
+
+STREAMS = {
+    "read": Connection.stream_read, "write": Connection.stream_write,
+    "push": Connection.stream_push, "map": Connection.stream_map, "lock": Connection.stream_lock,
+}  # fmt: skip
 
 
 def listen(uri: str) -> tuple[socket.socket, str]:
@@ -156,50 +186,75 @@ class Server:
 
     def __init__(self, box: MemoryBox, secret: bytes) -> None:
         self.box, self.secret = box, secret
-        self.open = 0
         self.changed = threading.Condition()
+        self.connected = self.workers = 0
+        self.lifeline = True
 
     def accept(self, listener: socket.socket) -> None:
         """Serve every connection in a thread of its own."""
         while True:
-            link, _ = listener.accept()
-            wire.keep_alive(link)
-            with self.changed:
-                self.open += 1
+            try:
+                link, _ = listener.accept()
+            except OSError:  # out of descriptors, or the other side was gone already
+                time.sleep(0.05)
+                continue
+            if self.connected >= MOST_CONNECTIONS:
+                link.close()
+                continue
+            self._count(connected=1)
             threading.Thread(target=self._serve, args=(link,), daemon=True).start()
 
     def _serve(self, link: socket.socket) -> None:
+        connection = Connection(self.box, link, self.secret)
         try:
-            Connection(self.box, link, self.secret).serve()
+            with link:
+                wire.keep_alive(link)
+                if connection.welcome():
+                    self._attend(connection)
+        except OSError:
+            return  # it hung up, or talked nonsense: nobody is left to be told
         finally:
-            with self.changed:
-                self.open -= 1
-                self.changed.notify_all()
+            self._count(connected=-1)
 
-    def outlive(self, lifeline: threading.Event) -> None:
+    def _attend(self, connection: Connection) -> None:
+        self._count(workers=1)
+        try:
+            connection.serve()
+        finally:
+            self._count(workers=-1)
+
+    def _count(self, connected: int = 0, workers: int = 0) -> None:
+        with self.changed:
+            self.connected += connected
+            self.workers += workers
+            self.changed.notify_all()
+
+    def watch_stdin(self) -> None:
+        """Cut the lifeline when standard input is closed."""
+        while os.read(0, 4096):
+            continue
+        with self.changed:
+            self.lifeline = False
+            self.changed.notify_all()
+
+    def outlive(self) -> None:
         """Return once the lifeline is cut and no worker is connected any more."""
         with self.changed:
-            while not (lifeline.is_set() and self.open == 0):
-                self.changed.wait(0.5)
-
-
-def _watch_stdin(cut: threading.Event) -> None:
-    while os.read(0, 4096):
-        continue
-    cut.set()
+            self.changed.wait_for(lambda: not self.lifeline and not self.workers)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the options of ``dlp box``."""
     p = argparse.ArgumentParser(prog="dlp box", description="Run a memory box by hand.")
-    p.add_argument("--bind", action="append", required=True, metavar="URI",
-                   help="shm://NAME or tcp://HOST:PORT (port 0: any free one); may be repeated")  # fmt: skip
-    p.add_argument("--secret-file", default="", metavar="FILE",
-                   help="secret shared with the workers; made if missing (~/.dlplatform/secret)")  # fmt: skip
-    p.add_argument("--memory", default="/dev/shm", metavar="DIR",
-                   help="tmpfs or hugetlbfs folder, or memfd (default: /dev/shm)")  # fmt: skip
-    p.add_argument("--lifeline", action="store_true",
-                   help="end when standard input is closed and no worker is connected")  # fmt: skip
+    add = p.add_argument
+    bind = "shm://NAME or tcp://HOST:PORT (port 0: any free one); may be repeated"
+    secret = "secret shared with the workers; made if missing (~/.dlplatform/secret)"
+    lifeline = "end when standard input is closed and no worker is connected"
+    add("--bind", action="append", required=True, metavar="URI", help=bind)
+    add("--secret-file", default="", metavar="FILE", help=secret)
+    add("--memory", default="/dev/shm", metavar="DIR",
+        help="tmpfs folder, or memfd (default: /dev/shm)")  # fmt: skip
+    add("--lifeline", action="store_true", help=lifeline)
     return p
 
 
@@ -215,11 +270,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ready = {"address": bound[0][1], "addresses": [a for _, a in bound], "pid": os.getpid()}
     print(json.dumps(ready), flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    lifeline = threading.Event()
     if options.lifeline:
-        threading.Thread(target=_watch_stdin, args=(lifeline,), daemon=True).start()
+        threading.Thread(target=server.watch_stdin, daemon=True).start()
     try:
-        server.outlive(lifeline)
+        server.outlive()
     except KeyboardInterrupt:
         return 130
     return 0

@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from dlplatform.errors import BoxError
 from dlplatform.memorybox.memory import Mapping, nameless_file
 from kernels import cpu
 
-COUNTERS = 8192
+COUNTERS, NOTICES = 8192, 4096
 LINE = 64
 
 
@@ -29,6 +30,8 @@ class Entry:
     descriptor: int
     mapping: Mapping
     shared_by: int = 0
+    busy: int = 0
+    """Operations under way: its memory stays until they end, even if it is deleted."""
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Table:
 
     memory: str = "/dev/shm"
     entries: dict[str, Entry] = field(default_factory=dict)
-    notices: dict[str, Any] = field(default_factory=dict)
+    notices: dict[str, bytes] = field(default_factory=dict)
     _slots: dict[str, int] = field(default_factory=dict)
     _free: list[int] = field(default_factory=lambda: list(range(COUNTERS - 1, -1, -1)))
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -58,13 +61,40 @@ class Table:
                 raise BoxError(
                     f"create {name}: {floats} elements - allowed: 1 to 2^40 - do: check the size"
                 )
-            head = cpu.header_bytes(floats)
-            descriptor = nameless_file(self.memory, head + floats * 4)
+            if key in self.entries:
+                raise BoxError(
+                    f"create {name}: its creation key is taken - allowed: a key of its own - do: "
+                    "let the first box choose it"
+                )
+            key = key or secrets.token_hex(16)
+            entry = self.entries[key] = Entry(name, key, floats, *self._allocate(floats))
+            return entry
+
+    def _allocate(self, floats: int) -> tuple[int, Mapping]:
+        descriptor = nameless_file(self.memory, cpu.header_bytes(floats) + floats * 4)
+        try:
             mapping = Mapping.of(descriptor, floats)
             cpu.check(cpu.header_init(mapping.header, floats))
-            entry = Entry(name, key or secrets.token_hex(16), floats, descriptor, mapping)
-            self.entries[entry.key] = entry
-            return entry
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor, mapping
+
+    @contextmanager
+    def using(self, *entries: Entry) -> Iterator[None]:
+        """Keep the memory of segments while an operation works on them."""
+        with self._lock:
+            for entry in entries:
+                self.entry(entry.key)
+            for entry in entries:
+                entry.busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                for entry in entries:
+                    entry.busy -= 1
+                    self._free_unused(entry)
 
     def entry(self, key: str) -> Entry:
         """Return the segment of a creation key."""
@@ -108,8 +138,13 @@ class Table:
 
     def _drop(self, entry: Entry) -> None:
         del self.entries[entry.key]
-        entry.mapping.unmap()
-        os.close(entry.descriptor)
+        self._free_unused(entry)
+
+    def _free_unused(self, entry: Entry) -> None:
+        if not entry.busy and self.entries.get(entry.key) is not entry and entry.descriptor >= 0:
+            entry.mapping.unmap()
+            os.close(entry.descriptor)
+            entry.descriptor = -1
 
     def slot(self, name: str) -> int:
         """Return the slot of a counter; a new one starts at 0."""
@@ -131,6 +166,16 @@ class Table:
     def counter(self, name: str) -> int:
         """Return the address of a counter in this process."""
         return self.address(self.slot(name))
+
+    def publish(self, name: str, value: bytes) -> None:
+        """Pin a value to the notice board."""
+        with self._lock:
+            if name not in self.notices and len(self.notices) >= NOTICES:
+                raise BoxError(
+                    f"publish {name}: the notice board is full - allowed: {NOTICES} notices a box "
+                    "- do: use fewer jobs or buffers a box"
+                )
+            self.notices[name] = value
 
     def forget(self, job: str) -> None:
         """Free everything of a job."""

@@ -20,24 +20,31 @@ from dlplatform import errors
 from dlplatform.errors import BoxError, PeerLost, PlatformError, UsageError
 
 VERSION = 1
-LONGEST = 1 << 20
+LONGEST, GREETING = 1 << 20, 512
+AHEAD = 1 << 16
+SECRET = "DLP_SECRET"
 Frame = dict[str, Any]
 
 
-def send(connection: socket.socket, frame: Frame) -> None:
-    """Send one frame."""
+def send(connection: socket.socket, frame: Frame, more: bool = False) -> None:
+    """Send one frame; with ``more``, keep it back for the bytes that follow at once."""
     body = msgpack.packb(frame, use_bin_type=True)
-    connection.sendall(struct.pack("<I", len(body)) + body)
+    if len(body) > LONGEST:
+        raise UsageError(
+            f"a message of {len(body)} bytes to a memory box - allowed: {LONGEST} - do: move bulk "
+            "data through a buffer"
+        )
+    connection.sendall(struct.pack("<I", len(body)) + body, socket.MSG_MORE if more else 0)
 
 
-def receive(connection: socket.socket) -> Frame:
+def receive(connection: socket.socket, longest: int = LONGEST) -> Frame:
     """Receive one frame; a closed connection is a ConnectionError, a bad frame too."""
     (length,) = struct.unpack("<I", _exactly(connection, 4))
-    if length > LONGEST:
-        raise ConnectionError(f"frame of {length} bytes, allowed {LONGEST}")
+    if length > longest:
+        raise ConnectionError(f"frame of {length} bytes, allowed {longest}")
     try:
         frame = msgpack.unpackb(_exactly(connection, length), raw=False)
-    except (ValueError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise ConnectionError(f"frame is not msgpack: {error}") from None
     if not isinstance(frame, dict):
         raise ConnectionError(f"frame holds a {type(frame).__name__}, allowed: a map")
@@ -59,14 +66,18 @@ def _proof(secret: bytes, side: str, *nonces: bytes) -> bytes:
     return hmac.digest(secret, side.encode() + b"".join(nonces), "sha256")
 
 
+def _bytes(frame: Frame, name: str) -> bytes:
+    value = frame.get(name)
+    return value if isinstance(value, bytes) else b""
+
+
 def welcome(connection: socket.socket, secret: bytes) -> bool:
     """Let a worker prove that it knows the secret, and prove the same (HMAC-SHA256)."""
     ours = secrets.token_bytes(32)
     send(connection, {"box": VERSION, "nonce": ours})
-    answer = receive(connection)
-    theirs, proof = answer.get("nonce"), answer.get("proof")
-    good = isinstance(theirs, bytes) and isinstance(proof, bytes)
-    if not good or not hmac.compare_digest(proof, _proof(secret, "worker", ours, theirs)):
+    answer = receive(connection, GREETING)
+    theirs, proof = _bytes(answer, "nonce"), _bytes(answer, "proof")
+    if not hmac.compare_digest(proof, _proof(secret, "worker", ours, theirs)):
         send(connection, {"refused": "wrong secret"})
         return False
     send(connection, {"proof": _proof(secret, "box", theirs, ours)})
@@ -75,18 +86,17 @@ def welcome(connection: socket.socket, secret: bytes) -> bool:
 
 def introduce(connection: socket.socket, secret: bytes, uri: str) -> None:
     """Prove to a box that this worker knows the secret, and check the box's proof."""
-    offer = receive(connection)
-    theirs = offer.get("nonce")
-    if offer.get("box") != VERSION or not isinstance(theirs, bytes):
+    offer = receive(connection, GREETING)
+    theirs = _bytes(offer, "nonce")
+    if offer.get("box") != VERSION or not theirs:
         raise PeerLost(
             f"{uri} speaks version {offer.get('box')} - allowed: {VERSION} - do: run the same "
             "dlplatform on both sides"
         )
     ours = secrets.token_bytes(32)
     send(connection, {"nonce": ours, "proof": _proof(secret, "worker", theirs, ours)})
-    answer = receive(connection)
-    proof = answer.get("proof", b"")
-    if not hmac.compare_digest(proof, _proof(secret, "box", ours, theirs)):
+    answer = receive(connection, GREETING)
+    if not hmac.compare_digest(_bytes(answer, "proof"), _proof(secret, "box", ours, theirs)):
         raise UsageError(
             f"{uri} refused this job's secret - allowed: the secret the box was started with - "
             "do: give its file as cluster.secret_file=..."
@@ -120,8 +130,15 @@ def default_secret_file() -> str:
     return os.environ.get("DLP_SECRET_FILE") or str(Path.home() / ".dlplatform" / "secret")
 
 
-def load_secret(path: str, create: bool = False) -> bytes:
-    """Read a secret from a file only its owner can read; ``create`` makes it if missing."""
+def load_secret(path: str = "", create: bool = False) -> bytes:
+    """Return a secret: from a file only its owner can read, or what a launcher passed on.
+
+    Args:
+        path: the file; empty: the environment's DLP_SECRET, else ~/.dlplatform/secret.
+        create: make the file if it is missing.
+    """
+    if not path and os.environ.get(SECRET):
+        return os.environ[SECRET].encode()
     file = Path(path or default_secret_file())
     if create and not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

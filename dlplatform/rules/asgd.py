@@ -8,7 +8,7 @@ boxes serialise them. Moments of the optimizer stay with the worker.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dlplatform.errors import UsageError
 from dlplatform.memorybox.memory import Memory
@@ -34,6 +34,8 @@ def check_interval(name: str, interval: int) -> None:
 @dataclass
 class ASGD(Rule):
     """Push every worker's own steps to the shared weights, waiting for nobody."""
+
+    survives: ClassVar[bool] = True
 
     interval: int = 1
     """Steps between exchanges."""

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dlplatform.errors import UsageError
 from dlplatform.memorybox.memory import Memory
@@ -81,6 +81,8 @@ class UpdateThread:
 @dataclass
 class EASGD(Rule):
     """Average every worker's weights elastically with a centre, behind the computation."""
+
+    survives: ClassVar[bool] = True
 
     interval: int = 1
     """Steps between exchanges (tau)."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dlplatform.world import World
 
 
+STOPPED = -1
 RING = 64
 """Claims a leader may be ahead of its slowest member (gradient accumulation)."""
 
@@ -83,11 +84,15 @@ class Hybrid(Rule):
         base = self.cluster.counter(f"{self.label}/base/{self.claims % RING}")
         if self.leader:
             first = job.work.next(self.inner.size)
-            base.set(job.work.total if first is None else first)
+            end = STOPPED if job.work.stopped else job.work.total
+            base.set(end if first is None else first)
             self.dealt.add(1)
         self.claims += 1
-        self.dealt.wait(self.claims, STALL_S, self.cluster.check_peers)
-        return job.work.take(base.value, self.inner)
+        self.dealt.wait(self.claims, STALL_S, self.sync.check)
+        if (first := base.value) == STOPPED:
+            job.work.stopped = True
+            return None
+        return job.work.take(first, self.inner)
 
     def gradients(self) -> None:
         """Average the group's gradients; the leader waits for its exchange under way."""
@@ -107,7 +112,7 @@ class Hybrid(Rule):
     def _take(self) -> None:
         if self.taken == self.exchanges:
             return
-        self.ready.wait(self.exchanges, STALL_S, self.cluster.check_peers)
+        self.ready.wait(self.exchanges, STALL_S, self.sync.check)
         difference = self.differences[self.exchanges % 2]
         difference.read()
         take(self.group, difference.region)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from dlplatform.errors import UsageError, closest
 
@@ -29,6 +29,9 @@ class Rule(ABC):
     Life: ``start``, then for every minibatch ``claim`` - forward and backward -
     ``gradients`` - ``optimizer.step`` - ``weights``; at the end ``finish``.
     """
+
+    survives: ClassVar[bool] = False
+    """Whether the others go on when a worker dies."""
 
     @abstractmethod
     def start(self, job: Job, group: FlatGroup) -> None:

@@ -41,14 +41,17 @@ class SSGD(Rule):
     def meet(self, job: Job, group: FlatGroup, world: World, label: str) -> None:
         """Create this worker's gradient region and attach to those of its group."""
         self.job, self.group, self.world = job, group, world
+        first = job.rank - world.rank
+        self.ranks = range(first, first + world.size)
         self.regions = [
             job.cluster.buffer(f"{label}/gradient/{rank}", group.length, rank == world.rank)
             for rank in range(world.size)
         ]
-        group.place_grad(self.regions[world.rank].region)
+        mine = self.regions[world.rank]
+        group.place_grad(mine.region, mine)
         self.arrived = job.cluster.counter(f"{label}/accumulated")
         self.averaged = job.cluster.counter(f"{label}/averaged")
-        self.met = 0
+        self.met, self.needed = 0, self.ranks
 
     def claim(self, job: Job) -> int | None:
         """Take the number dealt to this rank; the last round may leave some without."""
@@ -57,12 +60,12 @@ class SSGD(Rule):
     def gradients(self) -> None:
         """Replace this worker's gradients by the mean over all who work on this step."""
         present = self.job.work.present or self.world.size
-        self.job.work.present = 0
         if present == 1:
             return
         mine = self.regions[self.world.rank]
         mine.write()
         self.met += present
+        self.needed = self.ranks[:present]
         self._meet(self.arrived)
         start, count = mine.share(self.world.rank, present)
         if count:
@@ -72,7 +75,11 @@ class SSGD(Rule):
 
     def _meet(self, counter: Counter) -> None:
         counter.add(1)
-        counter.wait(self.met, STALL_S, self.job.cluster.check_peers)
+        counter.wait(self.met, STALL_S, self.check)
+
+    def check(self) -> None:
+        """Raise PeerLost when someone this step waits for is gone."""
+        self.job.cluster.check_peers(self.needed)
 
     def master(self, into: int) -> None:
         """Copy this worker's weights: all hold the same."""

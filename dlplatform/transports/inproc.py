@@ -27,7 +27,9 @@ class InprocTransport(MappedTransport):
         """Have the box obey a command."""
         return self._box.obey(self._session, command, fields)
 
-    lease = call
+    def lease(self, command: str, **fields: Any) -> dict[str, Any]:
+        """Have the box obey a command: this process is the only worker."""
+        return self.call(command, **fields)
 
     def file(self, key: str) -> int:
         """Return a new descriptor of a segment's file, or of the counters' for no key."""

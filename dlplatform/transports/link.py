@@ -12,11 +12,17 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from dlplatform.errors import PeerLost, UsageError
+from dlplatform.errors import PeerLost, PlatformError
 from dlplatform.memorybox import wire
 from kernels import cpu
 
 SLICE_MS = 200
+
+
+class _Progress(ctypes.Array[ctypes.c_size_t]):
+    """Bytes sent, received, prepared."""
+
+    _length_, _type_ = 3, ctypes.c_size_t
 
 
 class Link:
@@ -26,10 +32,11 @@ class Link:
         self.uri, self.job, self.secret, self.timeout_s = uri, job, secret, timeout_s
         self.lost = ""
         self._idle: list[socket.socket] = []
-        self._lock = threading.Lock()
+        self._lock, self._lease_lock = threading.Lock(), threading.Lock()
         self._closed = False
         self._lease = self.connect()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name="watch box", daemon=True)
+        self._watcher.start()
 
     def connect(self) -> socket.socket:
         """Open one more authenticated connection."""
@@ -44,9 +51,9 @@ class Link:
             wire.keep_alive(link)
             wire.introduce(link, self.secret, self.uri)
             self.request(link, "open", {"job": self.job})
-        except (OSError, ValueError) as error:
+        except BaseException as error:
             link.close()
-            if isinstance(error, PeerLost | UsageError):
+            if isinstance(error, PlatformError) or not isinstance(error, OSError | ValueError):
                 raise
             raise PeerLost(
                 f"no memory box answers at {self.uri}: {error} - allowed: the address that "
@@ -54,28 +61,48 @@ class Link:
             ) from None
         return link
 
-    @contextmanager
-    def borrowed(self) -> Iterator[socket.socket]:
-        """Lend a connection; a failure on it means that the box is gone."""
+    def take(self) -> socket.socket:
+        """Return a connection for this thread alone, until ``give``."""
         if self.lost:
             raise PeerLost(self.lost)
         with self._lock:
             link = self._idle.pop() if self._idle else None
-        link = link or self.connect()
+        return link or self.connect()
+
+    def give(self, link: socket.socket) -> None:
+        """Take a connection back, after a complete exchange."""
+        with self._lock:
+            if not self._closed:
+                self._idle.append(link)
+                return
+        link.close()
+
+    @contextmanager
+    def losing(self) -> Iterator[None]:
+        """Treat a failure of a socket inside as the loss of the box."""
         try:
-            yield link
-        except (ConnectionError, TimeoutError, OSError) as error:
-            link.close()
-            if isinstance(error, PeerLost | UsageError):
-                raise
+            yield
+        except PlatformError:
+            raise
+        except OSError as error:
             self.lose(str(error))
             raise PeerLost(self.lost) from None
-        except BaseException:
-            # A refusal ends with its reply, so only an interrupt leaves half a frame behind.
-            link.close()
+
+    @contextmanager
+    def borrowed(self) -> Iterator[socket.socket]:
+        """Lend a connection; a failure on it means that the box is gone."""
+        link = self.take()
+        try:
+            with self.losing():
+                yield link
+        except BaseException as error:
+            # A refusal ends with its reply; anything else may leave half a frame behind.
+            if isinstance(error, PlatformError) and not isinstance(error, PeerLost):
+                self.give(link)
+            else:
+                link.close()
             raise
-        with self._lock:
-            self._idle.append(link)
+        self.give(link)
 
     def _watch(self) -> None:
         poll = select.poll()
@@ -113,15 +140,46 @@ class Link:
         """Have the box obey a command on the connection that stands for this worker."""
         if self.lost:
             raise PeerLost(self.lost)
-        return self.request(self._lease, command, fields)
+        with self._lease_lock, self.losing():
+            return self.request(self._lease, command, fields)
 
-    def stream(self, link: socket.socket, out: int, out_n: int, into: int, in_n: int) -> None:
-        """Move bytes both ways at once; PeerLost after timeout_s without progress."""
-        done = (ctypes.c_size_t * 2)()
-        last, end = (0, 0), time.monotonic() + self.timeout_s
-        while not cpu.check(
-            cpu.duplex(link.fileno(), out, out_n, into, in_n, SLICE_MS, ctypes.addressof(done))
-        ):
+    def push(self, frame: dict[str, Any], data: int) -> None:
+        """Send a frame and the bytes of its elements; wait for the reply."""
+        size = 4 * frame["count"]
+        with self.borrowed() as link:
+            wire.send(link, frame, more=size > 0)
+            self._move(link, (data, size, 0, 0), _Progress())
+            self.reply(link)
+
+    def pull(self, frame: dict[str, Any], into: int) -> None:
+        """Send a frame and receive the bytes of its elements."""
+        with self.borrowed() as link:
+            wire.send(link, frame)
+            self.reply(link)
+            self._move(link, (0, 0, into, 4 * frame["count"]), _Progress())
+
+    def swap(self, frame: dict[str, Any], out: int, into: int, kind: int = cpu.NONE) -> None:
+        """Send a frame and bytes, and receive as many at the same time.
+
+        ``kind`` says what happens to the bytes on the way (see ``dlp_exchange``). The first
+        bytes do not wait for the box's consent; it throws them away when it refuses.
+        """
+        size, progress = 4 * frame["count"], _Progress()
+        with self.borrowed() as link:
+            wire.send(link, frame, more=size > 0)
+            self._move(link, (out, min(size, wire.AHEAD), into, 0), progress, kind)
+            self.reply(link)
+            self._move(link, (out, size, into, size), progress, kind)
+            self.reply(link)
+
+    def _move(
+        self, link: socket.socket, what: tuple[int, int, int, int], done: _Progress,
+        kind: int = cpu.NONE,
+    ) -> None:  # fmt: skip
+        """Move (out, bytes, in, bytes); TimeoutError after timeout_s without progress."""
+        last, end = (-1, -1), 0.0
+        at, fd = ctypes.addressof(done), link.fileno()
+        while not cpu.check(cpu.exchange(fd, kind, *what, SLICE_MS, at)):
             if (now := (done[0], done[1])) != last:
                 last, end = now, time.monotonic() + self.timeout_s
             elif time.monotonic() > end:
@@ -129,10 +187,12 @@ class Link:
 
     def close(self) -> None:
         """Say goodbye and hang up everywhere."""
-        self._closed = True
         with self._lock:
+            self._closed = True
             links, self._idle = [*self._idle, self._lease], []
         for link in links:
             with suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)
+        self._watcher.join(1.0)
+        for link in links:
             link.close()

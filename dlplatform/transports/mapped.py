@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dlplatform.errors import PeerLost
 from dlplatform.memorybox.counter import Counter, MappedCounter
 from dlplatform.memorybox.memory import Mapping
 from dlplatform.memorybox.table import COUNTERS, LINE
@@ -32,16 +33,23 @@ class MappedTransport:
         """Have the box obey a command."""
         raise NotImplementedError
 
+    def lease(self, command: str, **fields: Any) -> dict[str, Any]:
+        """Call on the connection that stands for this worker."""
+        raise NotImplementedError
+
     def file(self, key: str) -> int:
         """Return a new descriptor of a segment's file, or of the counters' for no key."""
         raise NotImplementedError
 
     def attach(self, key: str, floats: int, at: int = 0) -> int:
         """Share a segment and map it, at an address of the caller's choice or anywhere."""
-        self.call("attach", key=key, floats=floats)
+        self.lease("attach", key=key, floats=floats)
         descriptor = self.file(key)
         try:
             self.segments[key] = Mapping.of(descriptor, floats, at)
+        except BaseException:
+            self.lease("release", key=key)
+            raise
         finally:
             os.close(descriptor)
         return self.segments[key].data
@@ -49,20 +57,26 @@ class MappedTransport:
     def release(self, key: str) -> None:
         """Unmap a segment and stop sharing it."""
         self.segments.pop(key).unmap()
-        self.call("release", key=key)
+        self.lease("release", key=key)
 
     def read(self, key: str, start: int, count: int, into: int) -> None:
         """Copy elements of a segment to local memory."""
+        if self.lost:
+            raise PeerLost(self.lost)
         cpu.copy(into, self.segments[key].data + 4 * start, 4 * count)
 
     def write(self, key: str, start: int, count: int, data: int) -> None:
         """Copy local memory to elements of a segment."""
+        if self.lost:
+            raise PeerLost(self.lost)
         cpu.copy(self.segments[key].data + 4 * start, data, 4 * count)
 
     def apply(
         self, op: str, key: str, start: int, count: int, x: int | str, z: int, a: float, b: float
     ) -> None:
         """Run an operation here, on the mapped memory, under the locks of its stripes."""
+        if self.lost:
+            raise PeerLost(self.lost)
         if isinstance(x, str):
             x = self.segments[x].data + 4 * start
         y = self.segments[key]

@@ -38,64 +38,43 @@ class TcpTransport:
 
     def attach(self, key: str, floats: int, at: int = 0) -> int:
         """Share a segment; nothing is mapped."""
-        self.call("attach", key=key, floats=floats)
+        self.lease("attach", key=key, floats=floats)
         return 0
 
     def release(self, key: str) -> None:
         """Stop sharing a segment."""
-        self.call("release", key=key)
+        self.lease("release", key=key)
 
     def read(self, key: str, start: int, count: int, into: int) -> None:
         """Copy elements of a segment to local memory."""
-        with self.link.borrowed() as link:
-            self.link.request(link, "read", {"key": key, "start": start, "count": count})
-            self.link.stream(link, 0, 0, into, 4 * count)
+        self.link.pull({"do": "read", "key": key, "start": start, "count": count}, into)
 
     def write(self, key: str, start: int, count: int, data: int) -> None:
         """Copy local memory to elements of a segment."""
-        self._send({"do": "write", "key": key, "start": start, "count": count}, data)
-
-    def _send(self, frame: dict[str, Any], data: int) -> None:
-        from dlplatform.memorybox import wire
-
-        with self.link.borrowed() as link:
-            wire.send(link, frame)
-            self.link.stream(link, data, 4 * frame["count"], 0, 0)
-            self.link.reply(link)
+        self.link.push({"do": "write", "key": key, "start": start, "count": count}, data)
 
     def apply(
         self, op: str, key: str, start: int, count: int, x: int | str, z: int, a: float, b: float
     ) -> None:
         """Send x for the box to apply; elastic, difference and merge bring results back."""
-        span = {"key": key, "start": start, "count": count}
+        frame = {"do": "push", "op": op, "key": key, "start": start, "count": count, "a": a, "b": b}
         if op == "scal" or isinstance(x, str):
-            source = x if isinstance(x, str) else ""
-            self.call("apply", op=op, **span, a=a, b=b, source=source)
-        elif op in ("axpy", "axpby"):
-            self._send({"do": "push", "op": op, **span, "a": a, "b": b}, x)
+            self.link.call("apply", {**frame, "source": x if isinstance(x, str) else ""})
         elif op == "difference":
-            self._exchange("difference", span, x, z, a)
+            self.link.swap(frame, x, z)
         elif op == "fetch":
-            self._exchange("fetch", span, x, x, a)
+            self.link.swap(frame, x, x)
         elif op == "elastic":
-            z = self._scratch(count)
-            self._exchange("difference", span, x, z, a)
-            cpu.apply(cpu.OPERATIONS["axpy"], x, z, None, count, -1.0, 0.0)
+            self.link.swap({**frame, "op": "difference"}, x, self._scratch(), cpu.OPERATIONS[op])
         elif op == "merge":
-            cpu.apply(cpu.OPERATIONS["axpby"], z, x, None, count, 1.0, -1.0)
-            self._exchange("fetch", span, z, z, 1.0)
-            cpu.copy(x, z, 4 * count)
+            self.link.swap({**frame, "op": "fetch", "a": 1.0}, z, x, cpu.OPERATIONS[op])
+        else:
+            self.link.push(frame, x)
 
-    def _exchange(self, op: str, span: dict[str, Any], out: int, into: int, a: float) -> None:
-        with self.link.borrowed() as link:
-            self.link.request(link, "push", {"op": op, **span, "a": a})
-            self.link.stream(link, out, 4 * span["count"], into, 4 * span["count"])
-            self.link.reply(link)
-
-    def _scratch(self, count: int) -> int:
+    def _scratch(self) -> int:
         memory: Memory | None = getattr(self._local, "memory", None)
-        if memory is None or memory.floats < count:
-            memory = self._local.memory = Memory(count)
+        if memory is None:
+            memory = self._local.memory = Memory(cpu.CHUNK)
         return memory.address
 
     def counter(self, name: str) -> Counter:
@@ -105,12 +84,18 @@ class TcpTransport:
     @contextmanager
     def locked(self, key: str, stripe: int) -> Iterator[None]:
         """Hold the lock of one stripe; it is freed if this connection breaks."""
-        with self.link.borrowed() as link:
-            self.link.request(link, "lock", {"key": key, "stripe": stripe})
+        link, whole = self.link.take(), False
+        try:
+            with self.link.losing():
+                self.link.request(link, "lock", {"key": key, "stripe": stripe})
             try:
                 yield
             finally:
-                self.link.request(link, "unlock", {})
+                with self.link.losing():
+                    self.link.request(link, "unlock", {})
+            whole = True
+        finally:
+            self.link.give(link) if whole else link.close()
 
     def close(self) -> None:
         """Hang up."""

@@ -24,8 +24,10 @@ class Transport(Protocol):
     uri: str
     can: frozenset[str]
     """Capabilities are data; ``mapped``: segments are in this process's address space."""
-    lost: str
-    """Why the box is out of reach; empty while it is there."""
+
+    @property
+    def lost(self) -> str:
+        """Return why the box is out of reach; empty while it is there."""
 
     def call(self, command: str, **fields: Any) -> dict[str, Any]:
         """Have the box obey a command; BoxError when it refuses, PeerLost when it is gone."""

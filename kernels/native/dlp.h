@@ -17,6 +17,7 @@ enum { PAGE = 4096, STRIPE = 1 << 18 /* floats: 1 MiB */, CHUNK = 1 << 16 /* flo
 
 /* y lives in the box, x (and z) with whoever asks. */
 enum operation {
+    OP_NONE = -1,
     OP_SCAL = 0,      /* y = a y */
     OP_AXPY = 1,      /* y = y + a x */
     OP_AXPBY = 2,     /* y = a x + b y */

@@ -50,6 +50,7 @@ int dlp_header_init(segment_header *h, size_t floats) {
     pthread_mutexattr_init(&attr);
     pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
     pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ERRORCHECK); /* EDEADLK, not a deadlock */
     h->floats = floats;
     h->stripes = (floats + STRIPE - 1) / STRIPE;
     int error = 0;

@@ -27,7 +27,7 @@ from pathlib import Path
 rank, folder = int(os.environ["DLP_RANK"]), Path(sys.argv[1]).parent
 config = json.loads(Path(sys.argv[1]).read_text())
 def end(code, text):
-    print(f"dlp: exit {code}: {text}", file=sys.stderr, flush=True)
+    print(f"dlp: rank {rank} exit {code}: {text}", file=sys.stderr, flush=True)
     sys.exit(code)
 def result():
     (folder / "result.json").write_text(json.dumps({"score": 0.5, "primary": "accuracy"}))
