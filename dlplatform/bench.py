@@ -308,11 +308,11 @@ class Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Return the options of ``dlp bench``."""
     p = Parser(prog="dlp bench", description="Measure memory boxes beside this machine's limits.")
-    p.add_argument("--sizes", default=SIZES, type=sizes_of, metavar="LIST",
+    p.add_argument("--sizes", default=SIZES, metavar="LIST",
                    help=f"bytes of the vector, with K, M or G (default: {SIZES})")  # fmt: skip
-    p.add_argument("--transports", default=",".join(TRANSPORTS), type=transports_of,
+    p.add_argument("--transports", default=",".join(TRANSPORTS),
                    metavar="LIST", help="shm, tcp or both (default: shm,tcp)")  # fmt: skip
-    p.add_argument("--repeat", default=30, type=repeat_of, metavar="N",
+    p.add_argument("--repeat", default="30", metavar="N",
                    help="pairs a row, fewer where a row takes long (default: 30)")  # fmt: skip
     p.add_argument("--json", default="", metavar="FILE", help="write all figures as JSON")
     p.add_argument("--markdown", default="", metavar="FILE", help="write the table as markdown")
@@ -351,18 +351,19 @@ def transports_of(text: str) -> list[str]:
 def repeat_of(text: str) -> int:
     """Return the number of pairs."""
     if not (text.isdecimal() and 1 <= int(text) <= 10_000):
-        raise UsageError(f"--repeat {text}: - allowed: 1 to 10000 - do: leave it out for 30")
+        raise UsageError(f"--repeat {text}: no count - allowed: 1 to 10000 - do: leave it out")
     return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, and write it to the files asked for; return the exit code."""
     options = parser().parse_args(argv)
+    sizes, names = sizes_of(options.sizes), transports_of(options.transports)
+    repeat = repeat_of(options.repeat)
     report = Report()
-    for transport in options.transports:
-        for row in measure_transport(transport, options.sizes, options.repeat):
-            report.rows.append(row.summary())
-    report.latency = latencies(options.transports)
+    for name in names:
+        report.rows += [row.summary() for row in measure_transport(name, sizes, repeat)]
+    report.latency = latencies(names)
     data = report.data()
     show(data)
     for path, text in ((options.json, json.dumps(data, indent=1)), (options.markdown, None)):

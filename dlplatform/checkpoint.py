@@ -6,6 +6,7 @@ are links to one. It is written under another name, synced, then renamed.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -48,13 +50,15 @@ class Checkpoint:
         name = f"{self.position:09d}"
         try:
             home.mkdir(parents=True, exist_ok=True)
+            name = _unused(home, name)
             self._write(home / f".{name}.part", home / name)
             for link in ("latest", "best") if best else ("latest",):
                 _point(home / link, name)
             _prune(home)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
             raise EnvironmentMissing(
-                f"checkpoint {home / name} cannot be written: {error.strerror} - allowed: a "
+                f"checkpoint {home / name} cannot be written: {reason} - allowed: a "
                 "folder with room - do: free space, or choose another run.dir; the previous "
                 "checkpoint is untouched"
             ) from None
@@ -75,7 +79,7 @@ class Checkpoint:
             (part / "state.json").write_text(json.dumps(state, indent=1))
             for file in part.iterdir():
                 _sync(file)
-            shutil.rmtree(final, ignore_errors=True)
+            _sync(part)
             os.replace(part, final)
             _sync(final.parent)
         finally:
@@ -94,6 +98,11 @@ class Checkpoint:
                 f"{home} holds no checkpoint - allowed: the folder of a run - do: give the "
                 "folder that dlp train printed"
             ) from None
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UsageError(
+                f"checkpoint {home} is damaged: {error} - allowed: one as it was written - do: try "
+                "which=best, or another run"
+            ) from None
         keys = ("position", "scores", "history", "settings")
         return Checkpoint(weights=weights, moments=moments, **{key: state[key] for key in keys})
 
@@ -101,6 +110,12 @@ class Checkpoint:
 def exists(folder: Path) -> bool:
     """Tell whether a run's folder holds a checkpoint to go on from."""
     return (folder / "checkpoints" / "latest" / "state.json").exists()
+
+
+def _unused(home: Path, name: str) -> str:
+    """Return a name that no checkpoint has: a link's target is never written over."""
+    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(1)))
+    return next(one for one in names if not (home / one).exists())
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

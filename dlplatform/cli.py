@@ -12,13 +12,13 @@ from dlplatform.errors import PlatformError, UsageError, closest
 
 # verb: (module, function); modules come in when their verb is called, so that help is instant.
 VERBS = {
-    "train": ("dlplatform.submit", "train"),
-    "eval": ("dlplatform.saved", "evaluate"),
-    "predict": ("dlplatform.saved", "predict"),
+    "train": ("launch.submit", "train"),
+    "eval": ("launch.saved", "evaluate"),
+    "predict": ("launch.saved", "predict"),
     "box": ("dlplatform.memorybox.server", "main"),
     "bench": ("dlplatform.bench", "main"),
-    "doctor": ("dlplatform.doctor", "main"),
-    "tasks": ("dlplatform.help", "tasks_table"),
+    "doctor": ("launch.doctor", "main"),
+    "tasks": ("launch.help", "tasks_table"),
 }
 OWN_HELP = ("box", "bench")
 INTERRUPTED = 130
@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> object:
     """
     verb, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if verb in ("-h", "--help", "help"):
-        from dlplatform.help import overview
+        from launch.help import overview
 
         overview()
         return 0
@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> object:
             f"dlp {verb} is not a command{closest(verb, VERBS)}. Allowed: {', '.join(VERBS)}"
         )
     if verb not in OWN_HELP and {"-h", "--help"} & set(rest):
-        from dlplatform.help import verb_help
+        from launch.help import verb_help
 
         verb_help(verb, rest)
         return 0

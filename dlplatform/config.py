@@ -166,7 +166,7 @@ def _folder(path: str) -> bool:
     return not os.path.exists(path) or os.path.isdir(path)
 
 
-ADDRESS = re.compile(r"(inproc|shm|verbs|mpi)://\S+|tcp://(\[[\w:.]+\]|[\w.-]+):\d{1,5}")
+ADDRESS = re.compile(r"(?!tcp:)[a-z]\w*://\S+|tcp://(\[[\w:.]+\]|[\w.-]+):\d{1,5}")
 
 CHECKS: Mapping[str, Check] = {
     "workers": _whole(1, 4096, 4),

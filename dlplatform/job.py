@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -210,6 +211,8 @@ def distribute(
 
 def _leave() -> None:
     job = _current.pop()
+    if hasattr(sys, "last_type"):  # the script ends with an error: to the others, it died
+        return
     try:
         job.finish()
         if job.groups and job.cluster.is_chief():

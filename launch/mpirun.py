@@ -185,9 +185,15 @@ def _failure(code: int, lines: job.Lines) -> PlatformError:
         first = lines.errors[0]
         alike = [last for last in lines.errors if last.code == first.code]
         return job.failure(first.code, min(alike, key=lambda last: last.rank).text)
-    if code < 0 or code > KILLED:
-        name = signal.Signals(-code if code < 0 else code - KILLED).name
+    if name := _signal_name(code):
         return PeerLost(
             f"all workers were killed ({name}) - one must stay - do: start again with resume=auto"
         )
     return PlatformError(f"mpirun ended with {code}: {lines.last} - do: dlp doctor")
+
+
+def _signal_name(code: int) -> str:
+    """Name the signal in an exit code; hydra gives it bare, and a worker never exits above 2."""
+    number = -code if code < 0 else code % KILLED
+    known = {one.value: one.name for one in signal.Signals}
+    return known.get(number, "") if number > 2 else ""

@@ -3,7 +3,7 @@
 #   DLP_PYTHON  the Python to use (default: the first of python3.11, 3.12, 3.13, python3)
 #   DLP_TORCH   what pip installs as torch, options included; the default names a release because
 #               a bare "torch" fetches a CUDA build of several GB. For the CPU build of your choice:
-#               DLP_TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+#               DLP_TORCH="torch --index-url URL"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ROOT=$PWD

@@ -10,7 +10,7 @@ import ctypes
 import threading
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,13 +98,13 @@ class MemoryBox:
         """End a connection: give back what it shared, tell the others, forget an empty job."""
         if not session.job:
             return
-        for key, count in session.attached.items():
-            for _ in range(count):
-                if key in self.table.entries:
-                    self.table.release(key)
+        for key in session.attached.elements():
+            with suppress(BoxError):  # deleted meanwhile
+                self.table.release(key)
         if session.rank >= 0:
-            cpu.counter_set(self._member(session), LEFT if session.polite else DIED)
-            cpu.counter_add(self._counter(session, "departures"), 1)
+            with suppress(BoxError):  # no slot left to say so
+                cpu.counter_set(self._member(session), LEFT if session.polite else DIED)
+                cpu.counter_add(self._counter(session, "departures"), 1)
         with self._lock:
             self._jobs[session.job] -= 1
             gone = self._jobs[session.job] == 0

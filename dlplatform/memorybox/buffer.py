@@ -43,6 +43,11 @@ class SharedBuffer:
         self._private: Memory | None = None
         self._range = 0
         self._attached: list[Segment] = []
+        if self.key in cluster.attached:
+            raise UsageError(
+                f"{self.name} is attached already - allowed: once a process - do: keep the first "
+                "buffer, or release it"
+            )
         self._attach()
 
     def _attach(self) -> None:
@@ -53,6 +58,7 @@ class SharedBuffer:
                 at = self._range + 4 * segment.offset if self.mapped else 0
                 self.cluster.transports[segment.box].attach(self.key, segment.length, at)
                 self._attached.append(segment)
+            self.cluster.attached.add(self.key)
         except BaseException:
             self.release()
             raise
@@ -60,6 +66,7 @@ class SharedBuffer:
     @property
     def region(self) -> int:
         """Return the address of the local region: 4 * length bytes, page-aligned."""
+        self._check_attached()
         if self._range:
             return self._range
         if self._private is None:
@@ -71,7 +78,14 @@ class SharedBuffer:
         """Return the buffer's version: writers add to it, readers wait for it (P-PS 58)."""
         return self.cluster.counter(f"updated/{self.name}")
 
+    def _check_attached(self) -> None:
+        if not self._attached:
+            raise UsageError(
+                f"{self.name} is released - allowed: attached buffers - do: attach it again"
+            )
+
     def _span(self, start: int, count: int | None) -> tuple[int, int]:
+        self._check_attached()
         count = self.length - start if count is None else count
         if start < 0 or count < 0 or start + count > self.length:
             raise UsageError(
@@ -186,7 +200,7 @@ class SharedBuffer:
         def run(t: Transport, s: int, n: int, _: int) -> None:
             t.call("sum", key=self.key, sources=keys, start=s, count=n, scale=scale)
 
-        self._each(0, self.length, run)
+        self._each(*self._span(0, None), run)
 
     def share(self, index: int, of: int) -> tuple[int, int]:
         """Return (start, count) of one of ``of`` equal, page-aligned shares."""
@@ -199,11 +213,14 @@ class SharedBuffer:
 
     def release(self) -> None:
         """Stop sharing: unmap and forget; the boxes keep the data (P-RDMA 77)."""
-        while self._attached:
-            self.cluster.transports[self._attached.pop().box].release(self.key)
-        if self._range:
-            cpu.unmap(self._range, 4 * self.length)
-        self._range, self._private = 0, None
+        try:
+            while self._attached:
+                self.cluster.transports[self._attached.pop().box].release(self.key)
+        finally:
+            if self._range:
+                cpu.unmap(self._range, 4 * self.length)
+            self._range, self._private = 0, None
+            self.cluster.attached.discard(self.key)
 
     def delete(self) -> None:
         """Free the memory in every box, after all have released it (P-RDMA 78)."""

@@ -43,6 +43,7 @@ class Cluster:
         self.mapped = all(MAPPED in transport.can for transport in self.transports)
         self._pool = ThreadPoolExecutor(len(boxes)) if len(boxes) > 1 and not self.mapped else None
         self._counters: dict[str, Counter] = {}
+        self.attached: set[str] = set()
         self.rank, self.size = -1, 0
 
     # -- buffers -----------------------------------------------------------------------
@@ -108,13 +109,13 @@ class Cluster:
         end = time.monotonic() + self.timeout_s
         notices = self.counter("notices")
         while True:
-            # Read first: whoever has left meanwhile may have published before.
-            seen, gone = notices.value, self.gone()
+            # Read first: whoever has died meanwhile may have published before.
+            seen, dead = notices.value, self.dead()
             value = self.transports[0].call("lookup", name=name)["value"]
             if value is not None:
                 return value
-            if gone:
-                self.check_peers()
+            if dead:
+                self.check_peers(dead)
             notices.reached(seen + 1, SLICE_MS)
             self.check()
             if time.monotonic() > end:
@@ -179,8 +180,10 @@ class Cluster:
             return
         missing = [rank for rank in gone if needed is None or rank in needed]
         if missing:
-            who = ", ".join(str(rank) for rank in missing)
-            how = "died" if any(self.state(rank) == DIED for rank in missing) else "left"
+            # Those who left because of the dead are not the reason.
+            died = [rank for rank in missing if self.state(rank) == DIED]
+            who = ", ".join(str(rank) for rank in died or missing)
+            how = "died" if died else "left"
             raise PeerLost(
                 f"worker {who} {how} and this rule needs all {self.size} - allowed: rule=asgd or "
                 "rule=easgd survive it - do: continue with resume=auto"

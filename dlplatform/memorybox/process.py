@@ -8,6 +8,8 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
+from typing import IO
 
 from dlplatform.errors import EnvironmentMissing
 from dlplatform.memorybox import wire
@@ -27,13 +29,17 @@ class Boxes:
     def __init__(self, count: int, transport: str = "shm", memory: str = "/dev/shm") -> None:
         self.secret = secrets.token_hex(32)
         self.processes: list[subprocess.Popen[str]] = []
+        self._complaints: list[IO[str]] = []
         self.addresses: list[str] = []
         token = secrets.token_hex(4)
         try:
             for number in range(count):
                 bind = f"shm://{token}-{number}" if transport == "shm" else "tcp://127.0.0.1:0"
                 self.processes.append(self._start(bind, memory))
-            self.addresses = [self._ready(process) for process in self.processes]
+            self.addresses = [
+                self._ready(process, complaints)
+                for process, complaints in zip(self.processes, self._complaints, strict=True)
+            ]
         except BaseException:
             self.stop()
             raise
@@ -46,21 +52,25 @@ class Boxes:
         ]
 
     def _start(self, bind: str, memory: str) -> subprocess.Popen[str]:
+        complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by stop; never full
+        self._complaints.append(complaints)
         return subprocess.Popen(
             self.command(bind, memory),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=complaints,
             text=True,
             start_new_session=True,  # Ctrl-C is for the workers; the lifeline ends the boxes
             env={**os.environ, wire.SECRET: self.secret},
         )
 
-    def _ready(self, process: subprocess.Popen[str]) -> str:
-        assert process.stdout is not None and process.stderr is not None
+    def _ready(self, process: subprocess.Popen[str], complaints: IO[str]) -> str:
+        assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            reason = process.stderr.read().strip().splitlines() or ["no reason given"]
+            process.wait()
+            complaints.seek(0)
+            reason = complaints.read().strip().splitlines() or ["no reason given"]
             text = reason[-1].removeprefix("dlp: error: ")
             raise EnvironmentMissing(text if process.wait() in (2, 3) else f"box: {text}")
         return str(json.loads(line)["address"])
@@ -77,9 +87,10 @@ class Boxes:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            for pipe in (process.stdout, process.stderr):
-                if pipe:
-                    pipe.close()
+            if process.stdout:
+                process.stdout.close()
+        for complaints in self._complaints:
+            complaints.close()
 
     def __enter__(self) -> Boxes:
         return self

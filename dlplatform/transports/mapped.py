@@ -46,13 +46,20 @@ class MappedTransport:
         self.lease("attach", key=key, floats=floats)
         descriptor = self.file(key)
         try:
-            self.segments[key] = Mapping.of(descriptor, floats, at)
+            mapping = Mapping.of(descriptor, floats, at)
+            if not cpu.header_check(mapping.header, floats):
+                mapping.unmap()
+                raise PeerLost(
+                    f"{self.uri} handed over memory of another layout - allowed: boxes of this "
+                    "version - do: run the same dlplatform on both sides"
+                )
+            self.segments[key] = mapping
         except BaseException:
             self.lease("release", key=key)
             raise
         finally:
             os.close(descriptor)
-        return self.segments[key].data
+        return mapping.data
 
     def release(self, key: str) -> None:
         """Unmap a segment and stop sharing it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dlplatform.errors import UsageError, closest
@@ -66,7 +67,7 @@ Opener = Callable[[str, str, bytes, float], Transport]
 
 
 def open_transport(uri: str, job: str, secret: bytes, timeout_s: float) -> Transport:
-    """Connect to the box at a URI.
+    """Connect to the box at a URI; installed packages may know further schemes.
 
     Raises:
         UsageError: for an unknown scheme or a wrong secret.
@@ -82,8 +83,11 @@ def open_transport(uri: str, job: str, secret: bytes, timeout_s: float) -> Trans
         "tcp": TcpTransport,
     }
     scheme = uri.partition("://")[0]
+    for entry in entry_points(group="dlplatform.transports", name=scheme):
+        known[scheme] = entry.load()
     if scheme not in known or "://" not in uri:
-        allowed = ", ".join(f"{name}://" for name in known)
+        others = entry_points(group="dlplatform.transports").names
+        allowed = ", ".join(f"{name}://" for name in sorted({*known, *others}))
         raise UsageError(
             f"box address {uri!r} has no known transport{closest(scheme, known)} - allowed: "
             f"{allowed} - do: write for example tcp://127.0.0.1:7000"

@@ -200,7 +200,7 @@ def test_doctor_reports_and_names_remedies(tmp_path: Path) -> None:
 def test_doctor_exits_3_when_something_required_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dlplatform import doctor
+    from launch import doctor
 
     monkeypatch.setattr(doctor, "REQUIRED", ("torch", "no-such-package"))
     assert doctor.main() == 3

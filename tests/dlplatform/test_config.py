@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dlplatform import compose, config
 from dlplatform.errors import UsageError
+from launch import compose, config
 
 TASK = "task=zoo/digits"
 

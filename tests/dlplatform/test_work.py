@@ -128,8 +128,8 @@ def test_the_last_number_of_a_worker_that_dies_at_the_end() -> None:
     def body(job: Job) -> list[int]:
         first = job.work.next()
         assert first is not None
+        until(lambda: job.cluster.counter("minibatch").value == 2)
         if job.rank == 0:
-            until(lambda: job.cluster.counter("minibatch").value == 2)
             time.sleep(0.3)
             raise Died
         assert first in (0, 1)

@@ -38,7 +38,15 @@ def result():
 def settings(folder: Path, workers: int = 3) -> dict[str, Any]:
     cluster = {"transport": "shm", "boxes": ["shm://x"], "secret_file": "", "memory": "/dev/shm"}
     run = {"dir": str(folder), "threads": 0, "progress": "auto"}
-    return {"workers": workers, "boxes": 1, "cluster": cluster, "run": run}
+    rule = {"name": "easgd"}
+    return {"workers": workers, "boxes": 1, "cluster": cluster, "run": run, "rule": rule}
+
+
+def until_there_are(number: int, folder: Path, pattern: str) -> None:
+    """Wait until so many files have appeared; give up in time, so that the test fails itself."""
+    end = time.monotonic() + 60
+    while len(list(folder.glob(pattern))) < number and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -101,6 +109,25 @@ def test_a_killed_worker_is_reported_and_the_others_finish(
     )
     assert local.run(settings(tmp_path / "run")) == 0.5
     assert capfd.readouterr().err == "dlp: worker 2 was killed (SIGKILL); the others go on\n"
+
+
+def test_a_rule_that_needs_all_workers_is_not_said_to_go_on(
+    worker: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worker(
+        """
+        if rank == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.4)
+        end(4, "worker 2 died and this rule needs all 3")
+        """
+    )
+    config = settings(tmp_path / "run") | {"rule": {"name": "ssgd"}}
+    assert guard(lambda: local.run(config)) == 4
+    assert capfd.readouterr().err.splitlines() == [
+        "dlp: worker 2 was killed (SIGKILL)",
+        "dlp: error: worker 2 died and this rule needs all 3",
+    ]
 
 
 def test_all_workers_killed_is_exit_4(
@@ -183,8 +210,7 @@ def test_a_request_to_make_room_reaches_the_workers(
     run = tmp_path / "run"
 
     def ask() -> None:
-        while len(list(run.glob("ready-*"))) < 3:
-            time.sleep(0.05)
+        until_there_are(3, run, "ready-*")
         os.kill(os.getpid(), number)
 
     threading.Thread(target=ask, daemon=True).start()
@@ -222,8 +248,7 @@ def test_ctrl_c_ends_everything_within_five_seconds(
         [sys.executable, "-c", LAUNCHER, json.dumps(settings(run)), str(tmp_path / "worker.py")],
         start_new_session=True,
     )
-    while len(list(run.glob("ready-*"))) < 3:
-        time.sleep(0.05)
+    until_there_are(3, run, "ready-*")
     begin = time.monotonic()
     if whole_group:
         os.killpg(launcher.pid, signal.SIGINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import pytest
 
 from dlplatform.cli import guard
 from dlplatform.errors import EnvironmentMissing
-from launch import mpirun
+from launch import job, mpirun
 
 BESIDE = Path(sys.executable).with_name("mpirun")
 needs_mpirun = pytest.mark.skipif(
@@ -89,6 +90,28 @@ def test_missing_mpirun_is_one_line_with_the_remedy(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("code", [-9, 137, 9])
+def test_an_mpirun_that_reports_a_signal_is_exit_4(code: int) -> None:
+    error = mpirun._failure(code, job.Lines(io.StringIO("noise\n")).join())
+    assert error.exit_code == 4
+    assert "SIGKILL" in str(error)
+
+
+def test_the_lowest_rank_speaks_for_those_that_failed_alike() -> None:
+    said = "dlp: rank 2 exit 4: b\ndlp: rank 0 exit 4: a\ndlp: rank 1 exit 1: c\n"
+    error = mpirun._failure(0, job.Lines(io.StringIO(said)).join())
+    assert (error.exit_code, str(error)) == (4, "a")
+
+
+def until_written(number: int, folder: Path, pattern: str, size: int) -> None:
+    """Wait until so many files of a size have appeared; give up in time."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if len([path for path in folder.glob(pattern) if path.stat().st_size >= size]) >= number:
+            return
+        time.sleep(0.05)
+
+
 def fake_worker(tmp_path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER + textwrap.dedent(body))
@@ -147,8 +170,7 @@ def test_sigterm_lets_the_ranks_save(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run = tmp_path / "run"
 
     def ask() -> None:
-        while len(list(run.glob("ready-*"))) < 2:
-            time.sleep(0.05)
+        until_written(2, run, "ready-*", 0)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask, daemon=True).start()
@@ -159,7 +181,7 @@ def test_sigterm_lets_the_ranks_save(tmp_path: Path, monkeypatch: pytest.MonkeyP
 LAUNCHER = """
 import json, sys
 from dlplatform.cli import guard
-from launch import mpirun
+from launch import job, mpirun
 real = mpirun.command
 mpirun.command = lambda config: [*real(config)[:-3], sys.argv[2], real(config)[-1]]
 sys.exit(guard(lambda: mpirun.run(json.loads(sys.argv[1]))))
@@ -178,8 +200,7 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
         text=True,
         start_new_session=True,
     )
-    while len([path for path in run.glob("pid-*") if path.stat().st_size]) < 2:
-        time.sleep(0.05)
+    until_written(2, run, "pid-*", 1)
     time.sleep(0.2)
     os.killpg(launcher.pid, signal.SIGINT)
     _, err = launcher.communicate(timeout=10)

@@ -27,6 +27,10 @@ from dlplatform.world import World
 
 T = TypeVar("T")
 PATIENCE_S = 60.0
+PRELOADED = [
+    *("dlplatform.trainer", "dlplatform.rules", "dlplatform.report", "tinytask"),
+    *("torch.utils.tensorboard", "matplotlib.pyplot", "torch.optim"),
+]
 _names = itertools.count()
 _standing: dict[str, Boxes] = {}
 
@@ -174,7 +178,7 @@ class Workers:
 
     def __init__(self, config: dict[str, Any], size: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["dlplatform.trainer", "tinytask", "dlplatform.rules"])
+        context.set_forkserver_preload(PRELOADED)
         self.folder = Path(config["run"]["dir"])
         self.folder.mkdir(parents=True, exist_ok=True)
         secret = os.environ.get(wire.SECRET, "")

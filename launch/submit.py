@@ -86,6 +86,11 @@ def train(argv: Sequence[str]) -> int:
     world = World.detect()
     if world.mpi:
         die_with_parent()
+    if world.launcher and world.launcher != "dlp" and not world.mpi:
+        raise UsageError(
+            f"dlp train under {world.launcher} - allowed: mpirun, or no launcher - do: dlp train "
+            f"workers={world.size} ..., or mpirun -n {world.size} dlp train ..."
+        )
     if world.launcher in ("", "dlp"):
         _submit(parse(argv), _launch, None)
     elif world.rank == 0:
@@ -167,7 +172,7 @@ def _launch(config: dict[str, Any]) -> float:
 
 def _submit(request: Request, run: Job, workers: int | None) -> None:
     """Check every job that was asked for, then let Hydra run them."""
-    from dlplatform import compose
+    from launch import compose
 
     compose.register()
     if request.look:
@@ -198,7 +203,7 @@ def _submit(request: Request, run: Job, workers: int | None) -> None:
 
 def _with_params(sweep: Any, request: Request, composed: Any) -> tuple[Any, bool]:
     """Add the sweep that the configuration itself asks for (``sweep=rules``)."""
-    from dlplatform import compose
+    from launch import compose
 
     multirun = request.multirun or str(composed.hydra.mode).endswith("MULTIRUN")
     params = composed.hydra.sweeper.get("params") if multirun else None
@@ -215,7 +220,7 @@ def _choices(values: Sequence[str]) -> str:
 
 def _checked(composed: Any, workers: int | None) -> dict[str, Any]:
     """Settle a configuration; ``workers`` is what an outer launcher started."""
-    from dlplatform import compose
+    from launch import compose
 
     typed = [str(word) for word in composed.hydra.overrides.task]
     wanted = [int(word[8:]) for word in typed if word.startswith("workers=") and word[8:].isdigit()]
@@ -231,7 +236,7 @@ def _checked(composed: Any, workers: int | None) -> dict[str, Any]:
 
 
 def _dry_run(request: Request, sweep: Any) -> None:
-    from dlplatform import compose
+    from launch import compose
 
     for words in sweep.jobs():
         config = _checked(compose.compose(words, request.name, request.folder), None)
@@ -282,7 +287,7 @@ def _one(composed: Any, run: Job, workers: int | None) -> float:
     """Run one job that Hydra composed, in the folder it made; tidy up when it is refused."""
     from hydra.core.hydra_config import HydraConfig
 
-    from dlplatform import compose
+    from launch import compose
 
     config = compose.settle(composed, workers)
     config["run"]["dir"] = HydraConfig.get().runtime.output_dir

@@ -56,7 +56,7 @@ CODES = (
 )  # fmt: skip
 PAGES = {
     "eval": (
-        "dlp eval run=FOLDER [split=test] [which=best] [--json]",
+        "dlp eval run=FOLDER [split=test] [which=latest] [--json]",
         (
             ("run", "folder of a finished or stopped run"),
             ("split", "train, val or test"),
@@ -65,7 +65,7 @@ PAGES = {
         ),
     ),
     "predict": (
-        "dlp predict run=FOLDER FILE... [which=best] [--json]",
+        "dlp predict run=FOLDER FILE... [which=latest] [--json]",
         (
             ("run", "folder of a finished or stopped run"),
             ("FILE", "what the task takes: images for zoo/digits"),

@@ -17,8 +17,8 @@ WHICH = ("best", "latest")
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Run ``dlp eval run=FOLDER [split=test] [which=best] [--json]``."""
-    given, files, as_json = _arguments(argv, {"run": "", "split": "test", "which": "best"})
+    """Run ``dlp eval run=FOLDER [split=test] [which=latest] [--json]``."""
+    given, files, as_json = _arguments(argv, {"run": "", "split": "test", "which": "latest"})
     if files:
         raise UsageError(
             f"dlp eval {files[0]} - allowed: run=, split=, which= - do: run={files[0]}"
@@ -37,8 +37,8 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def predict(argv: Sequence[str]) -> int:
-    """Run ``dlp predict run=FOLDER FILE... [which=best] [--json]``."""
-    given, files, as_json = _arguments(argv, {"run": "", "which": "best"})
+    """Run ``dlp predict run=FOLDER FILE... [which=latest] [--json]``."""
+    given, files, as_json = _arguments(argv, {"run": "", "which": "latest"})
     if not files:
         raise UsageError("dlp predict without a file - allowed: one or more - do: name a FILE")
     for file in files:
