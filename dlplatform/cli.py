@@ -16,10 +16,11 @@ VERBS = {
     "eval": ("launch.saved", "evaluate"),
     "predict": ("launch.saved", "predict"),
     "box": ("dlplatform.memorybox.server", "main"),
-    "bench": ("dlplatform.bench", "main"),
+    "bench": ("launch.bench", "main"),
     "doctor": ("launch.doctor", "main"),
     "tasks": ("launch.help", "tasks_table"),
 }
+HELP = "launch.help"
 OWN_HELP = ("box", "bench")
 INTERRUPTED = 130
 # Set by launchers, which gather the error lines of many workers and show one of them: "code" or
@@ -79,9 +80,7 @@ def run(argv: Sequence[str]) -> object:
     """
     verb, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if verb in ("-h", "--help", "help"):
-        from launch.help import overview
-
-        overview()
+        import_module(HELP).overview()
         return 0
     if verb in ("-V", "--version", "version"):
         from importlib.metadata import version
@@ -93,9 +92,7 @@ def run(argv: Sequence[str]) -> object:
             f"dlp {verb} is not a command{closest(verb, VERBS)}. Allowed: {', '.join(VERBS)}"
         )
     if verb not in OWN_HELP and {"-h", "--help"} & set(rest):
-        from launch.help import verb_help
-
-        verb_help(verb, rest)
+        import_module(HELP).verb_help(verb, rest)
         return 0
     module, function = VERBS[verb]
     return getattr(import_module(module), function)(rest)

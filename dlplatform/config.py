@@ -30,7 +30,7 @@ class ClusterConfig:
     secret_file: str = ""
     """File (mode 0600) with the secret of the running boxes."""
     memory: str = "/dev/shm"
-    """Where boxes take their memory: a tmpfs or hugetlbfs folder, or ``memfd``."""
+    """Where boxes take their memory: a tmpfs folder, or ``memfd``."""
     job: str = ""
     """Name of the job inside the boxes; empty: made up. Two jobs never share a name."""
     timeout_s: float = 60.0

@@ -145,7 +145,8 @@ class Trainer:
             self.pace.add(self.step(number))
             self.statistics.publish()
             self._tick()
-            if self.job.work.position >= due and self.job.cluster.is_chief():
+            # At the very end others may still push: then _end evaluates.
+            if due <= self.job.work.position < self.total and self.job.cluster.is_chief():
                 self.evaluate()
             if self.job.work.position >= due:
                 due = self._next_due()

@@ -70,9 +70,9 @@ class World:
                         f"{names[0]}={rank} of {names[1]}={size} - allowed: 0 to {size - 1} - do: "
                         f"let {launcher} set both, or unset them"
                     )
-                local = [_number(env, name) if name in env else -1 for name in names[2:]]
-                local = [rank, size] if -1 in local else local
-                found.append(World(rank, size, *local, launcher))
+                local_rank = _number(env, names[2]) if names[2] in env else rank
+                local_size = _number(env, names[3]) if names[3] in env else size
+                found.append(World(rank, size, local_rank, local_size, launcher))
         for other in found[1:]:
             if (other.rank, other.size) != (found[0].rank, found[0].size):
                 views = "; ".join(f"{w.launcher} says rank {w.rank} of {w.size}" for w in found)

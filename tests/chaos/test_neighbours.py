@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,7 +52,7 @@ def test_a_killed_job_leaves_its_neighbour_alone(tmp_path: Path) -> None:
     with standing_box(tmp_path) as (address, secret):
         words = (*QUICK, *in_box(address, secret))
         with live(tmp_path / "a", "rule=easgd", *words) as one:
-            with live(tmp_path / "b", "rule=asgd", "run.minibatches=2000", *words[:1], *words[2:]) as other:
+            with live(tmp_path / "b", "rule=asgd", *words[:1], *words[2:]) as other:
                 other.trains()
                 for rank in (0, 1):
                     os.kill(other.worker(rank), signal.SIGKILL)
@@ -96,6 +98,25 @@ def test_a_wrong_secret(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("not it\n")
     other.chmod(0o600)
-    with standing_box(tmp_path) as (address, _):
-        with live(tmp_path / "run", "rule=easgd", *QUICK, *in_box(address, other)) as run:
-            refused(run, 2, "secret", address, "cluster.secret_file=")
+    with (
+        standing_box(tmp_path) as (address, _),
+        live(tmp_path / "run", "rule=easgd", *QUICK, *in_box(address, other)) as run,
+    ):
+        refused(run, 2, "secret", address, "cluster.secret_file=")
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1800k", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root mounts a small disk")
+    try:
+        words = ("rule=alone", "run.minibatches=60", "run.eval_every=10")
+        with live(disk / "run", *words, words_in=tmp_path) as run:
+            refused(run, 3, "No space left", "do: free space")
+        state = json.loads((disk / "run/checkpoints/latest/state.json").read_text())
+        assert state["position"] >= 10
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,8 +1,55 @@
-"""Puts the helpers of tests/support on the path."""
+"""Puts the helpers of tests/support on the path; boxes for the suite of transports."""
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+from places import APART, BOXES, TRANSPORTS, Open, Place, connect
+
+from dlplatform.memorybox.cluster import Cluster
+
+
+@pytest.fixture(scope="module", params=list(TRANSPORTS))
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with TRANSPORTS[request.param](BOXES) as started:
+        yield started
+
+
+@pytest.fixture(scope="module", params=APART)
+def apart(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with TRANSPORTS[request.param](2) as started:
+        yield started
+
+
+numbers = itertools.count()
+
+
+@pytest.fixture
+def job() -> str:
+    return f"job-{next(numbers)}"
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def join(place: Place, job: str, opened: ExitStack) -> Open:
+    """Open a cluster on the first ``boxes`` boxes, closed at the end of the test."""
+
+    def open_cluster(boxes: int = 1, job: str = job, timeout_s: float = 20.0) -> Cluster:
+        cluster = connect(place, job, boxes, timeout_s)
+        opened.callback(cluster.close)
+        return cluster
+
+    return open_cluster

@@ -165,7 +165,9 @@ def test_an_optimizer_comes_back(name: str, tmp_path: Path) -> None:
         optimizers.append(optimizer(name, model.parameters()))
     for _ in range(3):
         step(models[0], optimizers[0])
-    Checkpoint(3, weights_of({"net": models[0]}), moments_of({"main": optimizers[0]})).save(tmp_path)
+    Checkpoint(3, weights_of({"net": models[0]}), moments_of({"main": optimizers[0]})).save(
+        tmp_path
+    )
     found = Checkpoint.load(tmp_path)
     put_weights({"net": models[1]}, found.weights)
     put_moments({"main": optimizers[1]}, found.moments)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dlplatform import cli, help, submit
+from dlplatform import cli
 from dlplatform.errors import EnvironmentMissing, PeerLost
+from launch import help, submit
 
 TASK = "task=zoo/digits"
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from dlplatform import config
 from dlplatform.errors import UsageError
-from launch import compose, config
+from launch import compose
 
 TASK = "task=zoo/digits"
 

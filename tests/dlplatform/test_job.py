@@ -120,7 +120,7 @@ def test_torchrun_without_boxes_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_worker_that_does_not_come_is_named() -> None:
-    with place() as where, pytest.raises(PeerLost, match="1 of 2 workers came within 0.3 s"):
+    with place() as where, pytest.raises(PeerLost, match=r"1 of 2 workers came within 0\.3 s"):
         Job.open(World(0, 2), where, timeout_s=0.3)
 
 
@@ -214,6 +214,8 @@ def test_groups_are_zeroed_by_the_optimizer() -> None:
             job.attach(optimizer, group, find_rule("asgd")())
             model(torch.ones(1, 2)).sum().backward()
             optimizer.zero_grad(set_to_none=True)
-            return bool((group.grad == 0).all()) and all(p.grad is not None for p in group.parameters)
+            return bool((group.grad == 0).all()) and all(
+                p.grad is not None for p in group.parameters
+            )
 
         assert together(1, where, body) == [True]

@@ -27,7 +27,7 @@ def distributed(job: Job, task: Points, decay: float, rule: str = "easgd") -> tu
 def test_takes_the_masters_weights_not_the_workers() -> None:
     def body(job: Job) -> None:
         judge, models = distributed(job, Points(), 0.0)
-        group, rule = job.groups["main"]
+        group, _ = job.groups["main"]
         start = group.weight.clone()
         group.weight.add_(1.0)
         judge.take(job.groups, models)

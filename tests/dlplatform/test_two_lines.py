@@ -81,7 +81,7 @@ def test_one_worker_under_asgd_prints_what_the_plain_script_prints(tmp_path: Pat
     texts = []
     for name, lines in (("without", shorter(plain(), 60)), ("with", script)):
         file = tmp_path / f"{name}.py"
-        file.write_text("\n".join([*lines, *bits]))
+        file.write_text("\n".join(["import torch", "torch.manual_seed(7)", *lines, *bits]))
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         texts.append(subprocess.check_output([sys.executable, file], env=env, timeout=200))
     assert texts[0] == texts[1]

@@ -34,7 +34,9 @@ RULES: list[tuple[str, dict[str, Any], int]] = [
 def train(job: Job, rule: str, fields: dict[str, Any], names: tuple[str, ...] = ("main",)) -> Any:
     """Train until no number is left; return those this worker trained and the last position."""
     torch.set_num_threads(1)
-    nets = [attach(job, rule, network(), partial(optimizer, "sgd"), name, **fields) for name in names]
+    nets = [
+        attach(job, rule, network(), partial(optimizer, "sgd"), name, **fields) for name in names
+    ]
     done = []
     while (number := nets[0].rule.claim(job)) is not None:
         for net in nets:

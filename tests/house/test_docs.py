@@ -204,7 +204,8 @@ def test_the_manual_lists_every_setting_as_it_is(root: Path) -> None:
 
 
 def test_the_manual_lists_every_exit_code(root: Path) -> None:
-    from dlplatform import errors, help
+    from dlplatform import errors
+    from launch import help
 
     text = (root / "docs" / "manual_training.md").read_text()
     kinds = [c for c in vars(errors).values() if isinstance(c, type)]

@@ -79,7 +79,7 @@ def test_minibatches_are_claimed_once(job: Job, comm: Any) -> None:
     while (number := job.work.next()) is not None:
         mine.append(number)
         job.work.done()
-    assert sorted(sum(comm.allgather(mine), [])) == list(range(101))
+    assert sorted(number for one in comm.allgather(mine) for number in one) == list(range(101))
 
 
 def test_ssgd_keeps_the_weights_of_all_ranks_equal(job: Job, comm: Any) -> None:

@@ -53,13 +53,17 @@ class LiveRun:
         folder: of the run.
         words: settings.
         before: what stands before ``dlp`` (mpirun and its options).
+        words_in: folder for what it prints.
     """
 
-    def __init__(self, folder: Path, *words: str, before: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, *words: str, before: tuple[str, ...] = (), words_in: Path | None = None
+    ) -> None:
         self.folder = folder
         self.tag = f"TEST_RUN={folder}"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        self._out, self._err = folder.with_suffix(".out"), folder.with_suffix(".err")
+        home = words_in or folder.parent
+        self._out, self._err = home / f"{folder.name}.out", home / f"{folder.name}.err"
         name, value = self.tag.split("=", 1)
         line = [*before, *DLP, "train", "task=zoo/digits", f"run.dir={folder}", *words]
         with self._out.open("w") as out, self._err.open("w") as err:
@@ -145,9 +149,9 @@ def alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def live(folder: Path, *words: str, before: tuple[str, ...] = ()) -> Iterator[LiveRun]:
+def live(folder: Path, *words: str, **more: Any) -> Iterator[LiveRun]:
     """Start a run; whatever is left of it is killed at the end."""
-    run = LiveRun(folder, *words, before=before)
+    run = LiveRun(folder, *words, **more)
     try:
         yield run
     finally:

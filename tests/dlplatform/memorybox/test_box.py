@@ -90,9 +90,7 @@ def test_only_some_operations_run_between_segments(
         box.obey(worker, "apply", {"key": key, "start": 0, "count": 1, "a": 1.0, **fields})
 
 
-def test_attachments_are_counted_and_given_back_at_the_end(
-    box: MemoryBox, worker: Session
-) -> None:
+def test_attachments_are_counted_and_given_back_at_the_end(box: MemoryBox, worker: Session) -> None:
     key, other = create(box, worker), session(box)
     for who in (worker, worker, other):
         box.obey(who, "attach", {"key": key, "floats": 1000})

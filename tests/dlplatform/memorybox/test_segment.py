@@ -12,9 +12,7 @@ from dlplatform.memorybox.segment import FLOATS_PER_PAGE, Segment, split
     length=st.integers(1, 10**9),
     weights=st.lists(st.floats(0, 1e6), min_size=1, max_size=9).filter(lambda w: sum(w) > 0),
 )
-def test_pieces_cover_the_buffer_and_end_on_page_borders(
-    length: int, weights: list[float]
-) -> None:
+def test_pieces_cover_the_buffer_and_end_on_page_borders(length: int, weights: list[float]) -> None:
     pieces = split(length, weights)
     assert len(pieces) == len(weights)
     reached = 0

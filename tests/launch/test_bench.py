@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from dlplatform import bench, cli
+from dlplatform import cli
 from dlplatform.errors import PeerLost
 from dlplatform.memorybox.buffer import SharedBuffer
-from dlplatform.rawsocket import RawSocket
+from dlplatform.transports.rawsocket import RawSocket
+from launch import bench
 
 OPS = ["read", "write", "axpy", "elastic"]
 
@@ -75,9 +76,7 @@ def test_a_lost_box_is_one_line(
 
     monkeypatch.setattr(SharedBuffer, "elastic", lost)
     assert cli.main(["bench", "--sizes", "4K", "--transports", "shm", "--repeat", "1"]) == 4
-    assert capsys.readouterr().err == (
-        "dlp: error: memory box shm://x is gone: - allowed: - do:\n"
-    )
+    assert capsys.readouterr().err == ("dlp: error: memory box shm://x is gone: - allowed: - do:\n")
 
 
 def test_help_is_quick_and_needs_no_numpy() -> None:

@@ -24,7 +24,7 @@ from dlplatform.errors import UsageError
 if TYPE_CHECKING:
     from dlplatform.memorybox.buffer import SharedBuffer
     from dlplatform.memorybox.cluster import Cluster
-    from dlplatform.rawsocket import RawSocket
+    from dlplatform.transports.rawsocket import RawSocket
 
 SIZES = "4K,1M,16M,64M"
 TRANSPORTS = ("shm", "tcp")
@@ -145,7 +145,7 @@ class Subject:
 def measure_transport(transport: str, sizes: Sequence[int], repeat: int) -> Iterator[Row]:
     """Start a box and measure every operation at every size."""
     from dlplatform.memorybox.process import Boxes
-    from dlplatform.rawsocket import RawSocket
+    from dlplatform.transports.rawsocket import RawSocket
 
     with ExitStack() as stack:
         boxes = stack.enter_context(Boxes(1, transport))

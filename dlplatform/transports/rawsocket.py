@@ -39,7 +39,7 @@ class RawSocket:
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-            code = f"from dlplatform.rawsocket import peer; peer({port})"
+            code = f"from dlplatform.transports.rawsocket import peer; peer({port})"
             self._process = subprocess.Popen([sys.executable, "-c", code])
             listener.settimeout(20)
             self._link, _ = listener.accept()

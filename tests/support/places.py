@@ -1,0 +1,150 @@
+"""Running boxes for the conformance suite of transports, and workers of their jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dlplatform.memorybox.buffer import SharedBuffer
+from dlplatform.memorybox.cluster import Cluster
+from dlplatform.memorybox.process import Boxes
+from kernels import cpu
+
+BOXES = 3
+LENGTH = 2 * cpu.STRIPE + 3001
+Vector = np.ndarray
+
+
+@dataclass
+class Place:
+    """Running boxes and how to open a cluster on them."""
+
+    name: str
+    addresses: list[str]
+    secret: str = ""
+    processes: list[Any] = field(default_factory=list)
+
+
+@contextmanager
+def inproc(count: int) -> Iterator[Place]:
+    yield Place("inproc", [f"inproc://conformance-{n}" for n in range(count)])
+
+
+def processes(transport: str) -> Callable[[int], Any]:
+    @contextmanager
+    def start(count: int) -> Iterator[Place]:
+        with Boxes(count, transport) as boxes:
+            yield Place(transport, boxes.addresses, boxes.secret, boxes.processes)
+
+    return start
+
+
+TRANSPORTS: dict[str, Callable[[int], Any]] = {
+    "inproc": inproc,
+    "shm": processes("shm"),
+    "tcp": processes("tcp"),
+}
+APART = [name for name in TRANSPORTS if name != "inproc"]
+"""Those whose boxes are processes, so that one side can die without the other."""
+
+Open = Callable[..., Cluster]
+
+
+def connect(where: Place, job: str, boxes: int = 1, timeout_s: float = 20.0) -> Cluster:
+    return Cluster(where.addresses[:boxes], job, where.secret.encode(), timeout_s)
+
+
+alive: deque[Vector] = deque(maxlen=16)
+
+
+def at(array: Vector) -> int:
+    """Return the address of an array, and keep it for the next few calls."""
+    alive.append(array)
+    assert array.dtype == np.float32
+    assert array.flags.c_contiguous
+    return int(array.ctypes.data)
+
+
+def random(seed: int, size: int = LENGTH) -> Vector:
+    return np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+
+
+def content(buffer: SharedBuffer) -> Vector:
+    out = np.empty(buffer.length, np.float32)
+    buffer.read(at(out))
+    return out
+
+
+def made(cluster: Cluster, name: str, data: Vector) -> SharedBuffer:
+    buffer = cluster.buffer(name, len(data), True)
+    buffer.write(at(data))
+    return buffer
+
+
+def held(cluster: Cluster, box: int = 0) -> int:
+    return int(cluster.transports[box].call("status")["bytes"])
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> float:
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < seconds, "waited too long"
+        time.sleep(0.005)
+    return time.monotonic() - begin
+
+
+# -- worker processes (threads where the box is inside this process) -------------------------
+
+RUNNER = """
+import json, os, sys
+from dlplatform.memorybox.cluster import Cluster
+exec(sys.argv[1])
+rank = int(sys.argv[2])
+cluster = Cluster(sys.argv[4:], sys.argv[3], os.environ["DLP_SECRET"].encode(), 20.0)
+result = main(cluster, rank)
+cluster.close()
+print(json.dumps(result), flush=True)
+"""
+
+
+def spawn(where: Place, job: str, code: str, rank: int, boxes: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", RUNNER, code, str(rank), job, *where.addresses[:boxes]]
+    env = {**os.environ, "DLP_SECRET": where.secret}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+
+
+class Worker:
+    """Code run by another worker of the job; ``result`` waits for what its main returns."""
+
+    def __init__(self, where: Place, job: str, code: str, rank: int) -> None:
+        self.process = None if where.name == "inproc" else spawn(where, job, code, rank)
+        self.done: Any = None
+        if self.process is None:
+            names: dict[str, Any] = {}
+            exec(code, names)
+            self.thread = threading.Thread(target=self._run, args=(where, job, names, rank))
+            self.thread.start()
+
+    def _run(self, where: Place, job: str, names: dict[str, Any], rank: int) -> None:
+        cluster = connect(where, job)
+        self.done = names["main"](cluster, rank)
+        cluster.close()
+
+    def result(self) -> Any:
+        if self.process is None:
+            self.thread.join(20)
+            return self.done
+        out, _ = self.process.communicate(timeout=30)
+        assert self.process.returncode == 0
+        return json.loads(out.splitlines()[-1])
