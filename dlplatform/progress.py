@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from dlplatform.world import World
+
 PLAIN_EVERY_S = 5.0
 
 
@@ -27,7 +29,9 @@ class Progress(Protocol):
 def open_progress(kind: str, total: int, start: int) -> Progress:
     """Return the progress display for ``auto``, ``live``, ``plain`` or ``none``."""
     if kind == "auto":
-        kind = os.environ.get("DLP_PROGRESS") or ("live" if sys.stdout.isatty() else "plain")
+        # mpirun gives its ranks a terminal that shows nothing before a line is complete.
+        watched = sys.stdout.isatty() and not World.detect().mpi
+        kind = os.environ.get("DLP_PROGRESS") or ("live" if watched else "plain")
     if kind == "live":
         return Hushed(Live(total, start))
     return Hushed(Plain(total, quiet=kind == "none"))

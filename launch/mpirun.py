@@ -37,7 +37,9 @@ class Mpirun:
     def options(self) -> list[str]:
         """Return the options by which the others outlive a dead rank and share the cores."""
         if self.flavour == "openmpi5":
-            return ["--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "--enable-recovery"]
+            # Unbuffered: a progress bar has no line ends for mpirun to wait for.
+            place = ["--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
+            return [*place, "--enable-recovery", "--stream-buffering", "0"]
         if self.flavour == "openmpi4":
             return ["--oversubscribe", "--bind-to", "none", "--enable-recovery"]
         return ["-disable-auto-cleanup"]
