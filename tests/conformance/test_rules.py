@@ -132,6 +132,22 @@ def test_asgd_with_one_worker_is_alone(
     torch.testing.assert_close(seen[-1], reference[-1], rtol=0, atol=1e-5)
 
 
+def test_asgd_pushes_an_incomplete_last_interval() -> None:
+    def body(job: Job) -> tuple[Tensor, Tensor]:
+        net = attach(job, "asgd", network(), PLAIN, interval=3)
+        for step in range(4):
+            net.step(loss_of(net.model, points(step)))
+        before = master(net)
+        net.rule.finish()
+        job.groups.clear()
+        assert torch.equal(master(net), net.group.weight)
+        return before, master(net)
+
+    with place() as where:
+        ((before, after),) = together(1, where, body)
+    assert not torch.equal(before, after)
+
+
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("transport", MAPPED)

@@ -179,6 +179,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "word"), [("sys.exit(0)", "left"), ("raise RuntimeError('mine')", "died")]
 )

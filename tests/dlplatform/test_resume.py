@@ -150,6 +150,7 @@ def test_sigterm_to_a_worker_saves_and_resumes(rule: str, tmp_path: Path, boxes:
     assert state(tmp_path / "run")["position"] == 60
 
 
+@pytest.mark.slow
 def test_ssgd_resumed_continues_bit_by_bit(tmp_path: Path, boxes: Boxes) -> None:
     options = {"minibatches": 40, "eval_every": 40}
     fields = {"dropout": 0.5, "slow_s": 0.02, "optimizer_name": "adam"}
@@ -189,6 +190,7 @@ def test_divergence_of_one_worker(rule: str, tmp_path: Path, boxes: Boxes) -> No
     assert "Traceback" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["asgd", "easgd"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_worker_leaves_no_gap(rule: str, rank: int, tmp_path: Path, boxes: Boxes) -> None:

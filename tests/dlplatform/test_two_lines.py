@@ -74,6 +74,7 @@ def test_the_script_is_short_and_the_change_is_two_lines_and_an_import() -> None
     assert [line for line in changed() if line not in added] == plain()
 
 
+@pytest.mark.slow
 def test_one_worker_under_asgd_prints_what_the_plain_script_prints(tmp_path: Path) -> None:
     script = shorter(under("asgd", changed()), 60)
     bits = ["import hashlib", "w = torch.cat([p.detach().flatten() for p in model.parameters()])"]
