@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from dlplatform.flat import FlatGroup
 
@@ -30,6 +31,8 @@ class Judge:
             name: FlatGroup(name, parameters)
             for name, parameters in task.groups(self.models).items()
         }
+        self.raw: dict[str, Tensor] = {}
+        """The weights behind the averages, for checkpoints: ``group/raw/weight``."""
         self.average = {name: group.weight.clone() for name, group in self.groups.items()}
 
     def observe(self, groups: dict[str, tuple[FlatGroup, Rule]]) -> None:
@@ -43,6 +46,7 @@ class Judge:
         for name, (_, rule) in groups.items():
             rule.master(self.groups[name].weight_address)
             if self.decay:
+                self.raw[f"{name}/raw/weight"] = self.groups[name].weight.clone()
                 self.groups[name].weight.copy_(self.average[name])
         with torch.no_grad():
             for name, model in models.items():

@@ -25,6 +25,7 @@ from dlplatform.errors import Diverged, Preempted, UsageError
 from dlplatform.flat import FlatGroup
 from dlplatform.job import Job, Place, start_boxes
 from dlplatform.judge import Judge
+from dlplatform.memorybox.counter import SLICE_MS
 from dlplatform.progress import Progress, open_progress
 from dlplatform.rules.rule import find_rule
 from dlplatform.seeds import derive
@@ -56,6 +57,9 @@ class Trainer:
         self.judge = Judge(self.task, self.models, self.run.ema)
         self.total = self.run.minibatches or int(getattr(self.task, "minibatches", 1000))
         self.every = self.run.eval_every or max(1, self.total // EVALUATIONS)
+        self.signalled = False
+        for name in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(name, self._on_signal)
         self.job = self._join()
         self._distribute()
         self.statistics = Statistics(self.job, self.models)
@@ -72,7 +76,6 @@ class Trainer:
         self.begin = time.monotonic()
         self.start = self.job.work.position
         self.pace = report.Pace(self.begin, self.start)
-        self.signalled = False
         self.mourned: list[int] = []
         self._board: Board | None = None
         self._progress: Progress | None = None
@@ -114,6 +117,8 @@ class Trainer:
         self.rates: dict[str, list[float]] = {}
         for name, parameters in self.task.groups(self.models).items():
             group = FlatGroup(name, parameters)
+            if self.saved and f"{name}/raw/weight" in self.saved.moments:
+                group.weight.copy_(self.saved.moments[f"{name}/raw/weight"])
             optimizer = self.task.optimizer(name, group.parameters)
             self.optimizers[name] = optimizer
             self.rates[name] = [float(g["lr"]) for g in optimizer.param_groups]
@@ -127,8 +132,6 @@ class Trainer:
 
     def fit(self) -> float:
         """Train to the end and return the primary test score (nan where another reports)."""
-        for name in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(name, self._on_signal)
         if self.job.cluster.is_chief():
             self.progress.say(report.banner(self))
         try:
@@ -275,7 +278,10 @@ class Trainer:
 
     def evaluate(self) -> float:
         """Score the job's weights on the validation split and keep a checkpoint."""
-        position = self.job.work.position
+        if self.job.rank and not self.history:
+            self._inherit()
+        # Before the weights are read: what is trained meanwhile will be trained again.
+        position, self.safe = self.job.work.position, self.job.work.safe_position()
         self._judge()
         scores = self.judge.score("val")
         primary = scores[self.task.primary]
@@ -285,6 +291,12 @@ class Trainer:
         self.best = max(self.best, primary)
         return primary
 
+    def _inherit(self) -> None:
+        """Go on with the record of a chief that died."""
+        if self.job.cluster.dead() and checkpoint.exists(self.folder):
+            self.history = list(Checkpoint.load(self.folder).history)
+            self.best = max((row["score"] for row in self.history), default=-math.inf)
+
     def _judge(self) -> None:
         self.judge.take(self.groups, self.models)
         self.statistics.average(self.judge.models)
@@ -292,9 +304,9 @@ class Trainer:
     def save(self, scores: dict[str, float], best: bool) -> None:
         """Write a checkpoint of the judged weights."""
         Checkpoint(
-            position=self.job.work.safe_position(),
+            position=self.safe,
             weights=checkpoint.weights_of(self.judge.models),
-            moments=checkpoint.moments_of(self.optimizers),
+            moments=checkpoint.moments_of(self.optimizers) | self.judge.raw,
             settings={**self.settings, "task": {**asdict(self.task), "name": self._task_name()}},
             scores=scores,
             history=self.history,
@@ -304,20 +316,26 @@ class Trainer:
         return str(self.settings["task"]["name"])
 
     def _end(self) -> float:
-        stopped, chief = self.job.work.stopped, self.job.cluster.is_chief()
-        if not chief:
+        """Leave once the result is written, by the chief or by whoever outlives it."""
+        stopped, concluded = self.job.work.stopped, self.job.cluster.counter("concluded")
+        while not self.job.cluster.is_chief():
+            self.job.cluster.check()
+            if not concluded.reached(1, SLICE_MS):
+                continue
             if stopped:
                 raise Preempted("stopped on request - checkpoint by rank 0 - do: resume=auto")
             return math.nan
         self._wait_for_others()
         if not self.history or self.history[-1]["minibatch"] < self.job.work.position:
             self.evaluate()
+        score = math.nan if stopped else self._conclude()
+        concluded.add(1)
         if stopped:
             raise Preempted(
                 f"stopped on request at minibatch {self.job.work.position} of {self.total} - "
                 f"checkpoint in {self.folder} - do: continue with resume=auto run.dir={self.folder}"
             )
-        return self._conclude()
+        return score
 
     def _wait_for_others(self) -> None:
         end = time.monotonic() + self.job.cluster.timeout_s

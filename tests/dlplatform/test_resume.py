@@ -92,7 +92,6 @@ def stop_at(trainer: Trainer, number: int) -> None:
         trainer.fit()
 
 
-@pytest.mark.xfail(strict=True, reason="the checkpoint holds the averages alone")
 def test_resume_with_averaged_weights_continues_bit_by_bit(tmp_path: Path) -> None:
     options = {"minibatches": 40, "ema": 0.9}
     alone(tmp_path / "whole", 40, run=options)
