@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -63,13 +63,18 @@ def test_a_refused_command_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["eval", "-h"], ["tasks"]])
 def test_help_answers_within_a_second(tmp_path: Path, words: list[str]) -> None:
     seconds = []
-    for _ in range(3):  # the best of three, so that a busy machine does not fail it
-        begin = time.perf_counter()
+    for _ in range(3):  # processor time, best of three: a busy machine must not fail it
+        begin = processor_seconds()
         done = dlp(tmp_path, *words)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(processor_seconds() - begin)
     assert done.returncode == 0
     assert done.stderr == ""
     assert min(seconds) < 1.0

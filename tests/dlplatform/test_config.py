@@ -107,7 +107,7 @@ def test_running_boxes_set_the_number_of_boxes() -> None:
         ([TASK, "a b"], "'a b' is not a setting - allowed: key=value"),
         ([TASK, "task.name=zoo/digit"], "task=zoo/digit is not a task; closest: zoo/digits."),
         ([TASK, "task.blocks=9"], "task.blocks=9"),
-        (["rule=ssgd"], "task is missing - allowed: zoo/digits"),
+        (["rule=ssgd"], "task is missing - allowed: "),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_value(words: Sequence[str], message: str) -> None:
