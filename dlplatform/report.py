@@ -25,8 +25,8 @@ TICK_S = 0.5
 def banner(trainer: Trainer) -> str:
     """Return the lines that open a run: what trains where, and how much moves."""
     settings, job = trainer.settings, trainer.job
-    length = sum(group.length for group, _ in job.groups.values())
-    parameters = sum(p.numel() for group, _ in job.groups.values() for p in group.parameters)
+    trained = {p for ps in trainer.task.groups(trainer.models).values() for p in ps}
+    parameters = sum(p.numel() for p in trained if p.requires_grad)
     rule = settings["rule"]
     where = " ".join(transport.uri for transport in job.cluster.transports)
     again = f" from {trainer.start}" if trainer.start else ""
@@ -35,7 +35,7 @@ def banner(trainer: Trainer) -> str:
         f"{again}, seed {trainer.seed}",
         f"rule {rule['name']} {describe(rule)}".rstrip(),
         f"{job.size} worker(s), {len(job.cluster.transports)} box(es): {where}",
-        f"{megabytes(4 * length)} per exchange, folder {trainer.folder}",
+        f"{megabytes(4 * parameters)} per exchange, folder {trainer.folder}",
     )
     return "\n".join(lines)
 

@@ -60,7 +60,12 @@ class Trainer:
         self.signalled = False
         for name in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(name, self._on_signal)
+        self._board: Board | None = None
+        self._progress: Progress | None = None
         self.job = self._join()
+        self.start = self.job.work.position
+        if self.job.cluster.is_chief():  # said before the optimizers, which take seconds to load
+            self.progress.say(report.banner(self))
         self._distribute()
         self.statistics = Statistics(self.job, self.models)
         self.forward = self.models
@@ -74,11 +79,8 @@ class Trainer:
         self.history = list(self.saved.history) if self.saved else []
         self.best = max((row["score"] for row in self.history), default=-math.inf)
         self.begin = time.monotonic()
-        self.start = self.job.work.position
         self.pace = report.Pace(self.begin, self.start)
         self.mourned: list[int] = []
-        self._board: Board | None = None
-        self._progress: Progress | None = None
 
     def _saved(self) -> Checkpoint | None:
         resume = str(self.settings["resume"])
@@ -132,8 +134,6 @@ class Trainer:
 
     def fit(self) -> float:
         """Train to the end and return the primary test score (nan where another reports)."""
-        if self.job.cluster.is_chief():
-            self.progress.say(report.banner(self))
         try:
             self._loop()
             self.statistics.publish(now=True)
