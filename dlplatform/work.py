@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from dlplatform.memorybox.box import JOINED
+from dlplatform.memorybox.session import JOINED
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.counter import Counter
 from dlplatform.world import World

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, c_float, c_int, c_int64, c_size_t, c_ssize_t, c_void_p
+from ctypes import (
+    POINTER, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_ssize_t, c_uint32, c_uint64,
+    c_void_p,
+)  # fmt: skip
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,63 @@ NONE = -1
 STRIPE = 1 << 18
 CHUNK = 1 << 16
 PAGE = 4096
+BLOCK8 = 256
 
 OPERATIONS = {
     name: code
     for code, name in enumerate(
-        ("scal", "axpy", "axpby", "elastic", "difference", "merge", "fetch")
+        (
+            *("scal", "axpy", "axpby", "elastic", "difference", "merge", "fetch", "copy", "clip"),
+            *("sgd", "outer", "adam", "delay"),
+        )
     )
 }
+FORMATS = {name: code for code, name in enumerate(("fp32", "fp16", "bf16", "int8", "topk"))}
+STATES = {"sgd": 1, "outer": 1, "adam": 2, "delay": 1}
+"""Operations with state in the box, and how many vectors of it."""
+
+
+class Operation(ctypes.Structure):
+    """What is done to a span: code, format of x, entries of a sparse x, scalars."""
+
+    _fields_ = [
+        ("code", c_int32), ("format", c_int32), ("entries", c_uint64), ("k", c_float * 8),
+    ]  # fmt: skip
+
+
+class SegmentMap(ctypes.Structure):
+    """A segment as this process maps it: header, data, shadow."""
+
+    _fields_ = [("header", c_void_p), ("data", c_void_p), ("shadow", c_void_p)]
+
+
+Where = c_void_p * 4
+"""y, its states, and None: addresses of SegmentMap."""
+
+
+class Gate(ctypes.Structure):
+    """A job's gate as one thread sees it: addresses of three counters."""
+
+    _fields_ = [("epoch", c_void_p), ("shut", c_void_p), ("slot", c_void_p)]
+
+
+class Update(ctypes.Structure):
+    """One update that arrives as a stream; ``done`` elements of it are applied."""
+
+    _fields_ = [
+        ("operation", Operation), ("start", c_uint64), ("n", c_uint64), ("done", c_uint64),
+        ("payload", c_void_p), ("answers", c_void_p), ("log", c_void_p), ("head", c_void_p),
+        ("head_bytes", c_uint64), ("at", c_uint64), ("epoch", c_uint32),
+    ]  # fmt: skip
+
+
+class Record(ctypes.Structure):
+    """What stands in front of every record of a log."""
+
+    _fields_ = [
+        ("magic", c_uint32), ("head", c_uint32), ("body", c_uint64), ("at", c_uint64),
+        ("n", c_uint64), ("sum", c_uint64),
+    ]  # fmt: skip
 
 
 class MissingKernels(ImportError):
@@ -45,7 +98,13 @@ _library = _load()
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:
-    function = getattr(_library, name)
+    try:
+        function = getattr(_library, name)
+    except AttributeError:
+        raise MissingKernels(
+            f"{LIBRARY} has no {name} - allowed: a library of this version - do: "
+            "python -m kernels.build"
+        ) from None
     function.restype, function.argtypes = result, arguments
     return function
 
@@ -59,47 +118,91 @@ def check(result: int) -> int:
     return result
 
 
-_op = (c_void_p, c_void_p, c_void_p, c_size_t, c_float, c_float)
-apply = _function("dlp_apply", None, c_int, *_op)
+_size, _address = c_size_t, c_void_p
+_int, _none = c_int, None
+
+# operations and payloads
+apply = _function("dlp_apply", _none, POINTER(Operation), *[_address] * 5, _size, _size)
+sum_into = _function("dlp_sum", _none, _address, POINTER(c_void_p), _size, _size, c_float)
+average = _function("dlp_average", _none, POINTER(c_void_p), _size, _size, c_float)
+norm = _function("dlp_norm", c_double, _address, _size)
+matrix = _function("dlp_matrix", _none, *[_address] * 3, *[_size] * 3, c_float, c_float)
+payload_bytes = _function("dlp_payload_bytes", _size, _int, _size, _size)
+check_payload = _function("dlp_check_payload", _int, _int, _address, _size, _size)
+pack = _function("dlp_pack", _int, _int, _address, _address, _address, _size, _size)
+unpack = _function("dlp_unpack", _none, _int, _address, _address, _size, _size, _size)
+
+# memory
+reserve = _function("dlp_reserve", c_ssize_t, _size)
+map_file = _function("dlp_map", c_ssize_t, c_ssize_t, _size, _int, _size, _int)
+allocate = _function("dlp_allocate", c_ssize_t, _size)
+unmap = _function("dlp_unmap", _int, c_ssize_t, _size)
+
+# segments
+patience = _function("dlp_patience", _none, _int)
+header_bytes = _function("dlp_header_bytes", _size, _size)
+header_init = _function("dlp_header_init", _int, _address, _size)
+header_check = _function("dlp_header_check", _int, _address, _size)
+lock = _function("dlp_lock", _int, _address, _size)
+try_lock = _function("dlp_try_lock", _int, _address, _size)
+unlock = _function("dlp_unlock", _none, _address, _size)
+abandon = _function("dlp_abandon", _none, _address, _size)
+owner = _function("dlp_owner", c_uint32, _address, _size)
 locked = _function(
-    "dlp_locked", c_int,
-    c_int, c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_float, c_float, c_size_t,
+    "dlp_locked", _int, POINTER(Operation), _address, *[_size] * 2, *[_address] * 2, _size, _size,
+    c_uint32,
 )  # fmt: skip
-sum_into = _function("dlp_sum", None, c_void_p, POINTER(c_void_p), c_size_t, c_size_t, c_float)
-average = _function("dlp_average", None, POINTER(c_void_p), c_size_t, c_size_t, c_float)
+gated = _function(
+    "dlp_gated", _int, POINTER(Operation), _address, POINTER(Gate), _address, _address, _size
+)
+step = _function("dlp_step", c_uint64, _address)
+cut = _function("dlp_cut", _none, _address, c_uint32)
+read_cut = _function("dlp_read_cut", _int, _address, _size, _size, _address)
+changed = _function("dlp_changed", _size, _address, c_uint64, _address, _size, _address)
 
-reserve = _function("dlp_reserve", c_ssize_t, c_size_t)
-map_file = _function("dlp_map", c_ssize_t, c_ssize_t, c_size_t, c_int, c_size_t)
-allocate = _function("dlp_allocate", c_ssize_t, c_size_t)
-unmap = _function("dlp_unmap", c_int, c_ssize_t, c_size_t)
+# counters and the gate
+counter_get = _function("dlp_counter_get", c_int64, _address)
+counter_set = _function("dlp_counter_set", _none, _address, c_int64)
+counter_add = _function("dlp_counter_add", c_int64, _address, c_int64)
+counter_swap = _function("dlp_counter_swap", c_int64, _address, c_int64, c_int64)
+counter_wait = _function("dlp_counter_wait", _int, _address, c_int64, _int)
+counter_wake = _function("dlp_counter_wake", _none, _address)
+enter = _function("dlp_enter", c_int64, POINTER(Gate))
+leave = _function("dlp_leave", _none, _address)
+left = _function("dlp_left", _int, _address, c_int64, _int)
 
-header_bytes = _function("dlp_header_bytes", c_size_t, c_size_t)
-header_init = _function("dlp_header_init", c_int, c_void_p, c_size_t)
-header_check = _function("dlp_header_check", c_int, c_void_p, c_size_t)
-lock = _function("dlp_lock", c_int, c_void_p, c_size_t)
-try_lock = _function("dlp_try_lock", c_int, c_void_p, c_size_t)
-unlock = _function("dlp_unlock", None, c_void_p, c_size_t)
-
-counter_get = _function("dlp_counter_get", c_int64, c_void_p)
-counter_set = _function("dlp_counter_set", None, c_void_p, c_int64)
-counter_add = _function("dlp_counter_add", c_int64, c_void_p, c_int64)
-counter_swap = _function("dlp_counter_swap", c_int64, c_void_p, c_int64, c_int64)
-counter_wait = _function("dlp_counter_wait", c_int, c_void_p, c_int64, c_int)
-counter_wake = _function("dlp_counter_wake", None, c_void_p)
-
+# sockets
 exchange = _function(
-    "dlp_exchange", c_int,
-    c_int, c_int, c_void_p, c_size_t, c_void_p, c_size_t, c_int, c_void_p,
-)  # fmt: skip
-receive = _function("dlp_receive", c_int, c_int, c_void_p, c_size_t)
-transmit = _function("dlp_transmit", c_int, c_int, c_void_p, c_size_t)
-discard = _function("dlp_discard", c_int, c_int, c_size_t)
-receive_apply = _function(
-    "dlp_receive_apply", c_int,
-    c_int, c_int, c_void_p, c_void_p, c_size_t, c_size_t, c_float, c_float, c_void_p,
-)  # fmt: skip
+    "dlp_exchange", _int, _int, _int, _address, _size, _address, _size, _int, _address
+)
+receive = _function("dlp_receive", _int, _int, _address, _size)
+transmit = _function("dlp_transmit", _int, _int, _address, _size)
+discard = _function("dlp_discard", _int, _int, _size)
+ring_floats = _function("dlp_ring_floats", _size)
+receive_apply = _function("dlp_receive_apply", _int, _int, _address, _address)
+answer_again = _function("dlp_answer_again", _int, _int, _address, c_uint64)
+replay = _function("dlp_replay", _int, _address, _address, c_uint64, _size, _address)
+
+# the log
+log_bytes = _function("dlp_log_bytes", _size)
+log_init = _function("dlp_log_init", _int, _address)
+log_alone = _function("dlp_log_alone", _none, _address)
+log_free = _function("dlp_log_free", _none, _address)
+log_file = _function("dlp_log_file", _none, _address, _int, c_uint64)
+log_mirror = _function("dlp_log_mirror", _none, _address, _int)
+log_position = _function("dlp_log_position", c_uint64, _address)
+log_degraded = _function("dlp_log_degraded", _int, _address)
+append = _function("dlp_append", _int, *[_address] * 4)
+record_sum = _function("dlp_record_sum", c_uint64, *[_address] * 3)
+record_check = _function("dlp_record_check", _int, _address)
 
 copy = ctypes.memmove
+
+
+def operation(name: str, scalars: tuple[float, ...], format: str = "fp32", entries: int = 0) -> Any:
+    """Return the record of an operation: scalars as ``kernels.reference`` names them."""
+    k = (c_float * 8)(*scalars)
+    return Operation(OPERATIONS[name], FORMATS[format], entries, k)
 
 
 def pointers(addresses: list[int]) -> ctypes.Array[c_void_p]:

@@ -1,18 +1,24 @@
 """What every operation means, in plain numpy: the definition of truth for the C kernels.
 
-y lives in the memory box; x, and z where there is one, with whoever asks. Each function
-returns the new (y, x, z). fp32 throughout, one rounding per arithmetic sign.
+y and the states s and t live in the memory box; x, and z where there is one, with whoever
+asks; k holds the scalars. fp32 throughout, one rounding per arithmetic sign. ``apply`` takes
+any operation by its name. The functions without states take two scalars and return the new
+(y, x, z); those with states return the new (y, s, t, x, z). ``kernels/packing.py`` defines the
+formats in which x may arrive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 Triple = tuple[Vector, Vector, Vector]
+State = tuple[Vector, Vector, Vector, Vector, Vector]
+Scalars = Sequence[float]
 
 
 def scal(y: Vector, x: Vector, z: Vector, a: float, b: float) -> Triple:
@@ -52,6 +58,123 @@ def fetch(y: Vector, x: Vector, z: Vector, a: float, b: float) -> Triple:
     """Accumulate and take the result along: y = y + a x; x = y."""
     new = y + np.float32(a) * x
     return new, new, z
+
+
+def copy(y: Vector, x: Vector, z: Vector, a: float, b: float) -> Triple:
+    """Replace: y = x."""
+    return x.copy(), x, z
+
+
+def clip(y: Vector, x: Vector, z: Vector, a: float, b: float) -> Triple:
+    """Accumulate what stays within [-b, b]: y = y + a min(max(x, -b), b)."""
+    most = np.float32(b)
+    low: Vector = np.where(x < -most, -most, x)
+    within: Vector = np.where(low > most, most, low)
+    return y + np.float32(a) * within, x, z
+
+
+def sgd(y: Vector, s: Vector, t: Vector, x: Vector, z: Vector, k: Scalars) -> State:
+    """Descend with momentum; k: rate, momentum, decay, whether Nesterov's.
+
+    g = x + decay y; s = momentum s + g; y = y - rate (g + momentum s), or y - rate s.
+    """
+    rate, momentum, decay, nesterov = (np.float32(value) for value in k[:4])
+    g = x + decay * y
+    s = momentum * s + g
+    step: Vector = g + momentum * s if nesterov else s
+    return y - rate * step, s, t, x, z
+
+
+def outer(y: Vector, s: Vector, t: Vector, x: Vector, z: Vector, k: Scalars) -> State:
+    """Take DiLoCo's outer step towards x (arXiv:2311.08105); k: rate, momentum.
+
+    g = y - x; s = momentum s + g; y = y - rate (g + momentum s).
+    """
+    rate, momentum = (np.float32(value) for value in k[:2])
+    g = y - x
+    s = momentum * s + g
+    step: Vector = g + momentum * s
+    return y - rate * step, s, t, x, z
+
+
+def adam(y: Vector, s: Vector, t: Vector, x: Vector, z: Vector, k: Scalars) -> State:
+    """Take a step of Adam (arXiv:1412.6980), or with decoupled decay of AdamW (arXiv:1711.05101).
+
+    k: rate, beta1, beta2, eps, decay, decoupled, and the number of the step from 1 on. The
+    corrections of the bias are computed once, in double precision.
+    """
+    rate, beta1, beta2, eps, decay, decoupled = (np.float32(value) for value in k[:6])
+    step, one = max(1, int(k[6])), np.float32(1)
+    corrected = np.float32(float(rate) / (1 - _power(float(beta1), step)))
+    root = np.float32(math.sqrt(1 - _power(float(beta2), step)))
+    g = x if decoupled else x + decay * y
+    y = y - rate * decay * y if decoupled else y
+    s = beta1 * s + (one - beta1) * g
+    t = beta2 * t + (one - beta2) * (g * g)
+    deviation: Vector = np.sqrt(t)
+    direction: Vector = s / (deviation / root + eps)
+    return y - corrected * direction, s, t, x, z
+
+
+def delay(y: Vector, s: Vector, t: Vector, x: Vector, z: Vector, k: Scalars) -> State:
+    """Apply a gradient of old weights s, corrected for y (DC-ASGD, arXiv:1609.08326).
+
+    k: rate, correction. y = y - rate (x + correction x x (y - s)); s = x = y.
+    """
+    rate, correction = (np.float32(value) for value in k[:2])
+    new = y - rate * (x + correction * x * x * (y - s))
+    return new, new, t, new, z
+
+
+PLAIN: dict[str, Callable[[Vector, Vector, Vector, float, float], Triple]] = {
+    function.__name__: function
+    for function in (scal, axpy, axpby, elastic, difference, merge, fetch, copy, clip)
+}
+STATEFUL: dict[str, Callable[[Vector, Vector, Vector, Vector, Vector, Scalars], State]] = {
+    function.__name__: function for function in (sgd, outer, adam, delay)
+}
+
+
+def apply(op: str, y: Vector, s: Vector, t: Vector, x: Vector, z: Vector, k: Scalars) -> State:
+    """Return the new (y, s, t, x, z) of any operation; k has as many scalars as it needs."""
+    if op in STATEFUL:
+        return STATEFUL[op](y, s, t, x, z, k)
+    a, b = (*k, 0.0, 0.0)[:2]
+    y, x, z = PLAIN[op](y, x, z, a, b)
+    return y, s, t, x, z
+
+
+def matrix(c: Vector, a: Vector, b: Vector, alpha: float, beta: float) -> Vector:
+    """Return alpha A B + beta C, added up over the inner dimension in runs of 128."""
+    c = np.float32(beta) * c if beta else np.zeros_like(c)
+    for start in range(0, a.shape[1], 128):
+        acc = np.zeros_like(c)
+        for i in range(start, min(start + 128, a.shape[1])):
+            acc = acc + a[:, i : i + 1] * b[i]
+        c = c + np.float32(alpha) * acc
+    return c
+
+
+def norm(x: Vector) -> float:
+    """Return the Euclidean norm, added up in double precision in sixteen lanes."""
+    padded = np.zeros(-(-len(x) // 16) * 16)
+    padded[: len(x)] = x
+    lanes = np.zeros(16)
+    for row in padded.reshape(-1, 16):
+        lanes = lanes + row * row
+    total = 0.0
+    for lane in lanes:
+        total += float(lane)
+    return math.sqrt(total)
+
+
+def _power(base: float, exponent: int) -> float:
+    """Multiply squares, as the C code does: pow differs between C libraries."""
+    product = 1.0
+    while exponent:
+        product = product * base if exponent & 1 else product
+        base, exponent = base * base, exponent >> 1
+    return product
 
 
 def total(regions: Sequence[Vector], scale: float) -> Vector:

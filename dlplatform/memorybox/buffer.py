@@ -7,14 +7,19 @@ size, kept in step by explicit ``read`` and ``write``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dlplatform.errors import UsageError
 from dlplatform.memorybox.memory import Memory
+from dlplatform.memorybox.operations import Operations, check, order, order_of
+from dlplatform.memorybox.payload import Payload
+from dlplatform.memorybox.ranges import Ranges, read_add_write
 from dlplatform.memorybox.segment import Segment, split
+from dlplatform.transports.transport import Span
 from kernels import cpu
 
 if TYPE_CHECKING:
@@ -22,14 +27,12 @@ if TYPE_CHECKING:
     from dlplatform.memorybox.counter import Counter
     from dlplatform.transports.transport import Transport
 
+SIMPLE = frozenset(set(cpu.OPERATIONS) - set(cpu.STATES))
 Piece = tuple["Transport", int, int, int]
 """(transport, start in the segment, count, start in the span)."""
 
 
-BETWEEN = ("axpy", "axpby")
-
-
-class SharedBuffer:
+class SharedBuffer(Operations):
     """``length`` fp32 numbers held by the boxes of a cluster; made by ``Cluster.attach``."""
 
     def __init__(self, cluster: Cluster, info: dict[str, Any]) -> None:
@@ -40,7 +43,11 @@ class SharedBuffer:
         self._cut = [
             (cluster.transports[s.box], s.offset, s.offset + s.length) for s in self.segments
         ]
+        self._only: Any = self._cut[0][0] if self.mapped and len(self._cut) == 1 else None
         self._private: Memory | None = None
+        self.marked = Ranges()
+        self._versions = [0] * len(self.segments)
+        self.read_at = 0.0
         self._range = 0
         self._attached: list[Segment] = []
         if self.key in cluster.attached:
@@ -108,7 +115,7 @@ class SharedBuffer:
         self, start: int, count: int, work: Callable[[Transport, int, int, int], Any]
     ) -> None:
         pieces = self._pieces(start, count)
-        if self.mapped or len(pieces) == 1:
+        if self.mapped or len(pieces) == 1 or self.cluster.holding:
             for piece in pieces:
                 work(*piece)
             return
@@ -117,43 +124,81 @@ class SharedBuffer:
     def read(self, into: int = 0, start: int = 0, count: int | None = None) -> None:
         """Copy shared to local: a span to address ``into`` (default: the local region)."""
         start, count = self._span(start, count)
+        self.read_at = time.monotonic()
         if not into and self.mapped:
             return
         into = into or self.region + 4 * start
         self._each(start, count, lambda t, s, n, at: t.read(self.key, s, n, into + 4 * at))
+
+    def read_view(self, into: int, start: int = 0, count: int | None = None) -> None:
+        """Copy a span as it is in this worker's view (``Cluster.snapshot``)."""
+        start, count = self._span(start, count)
+        self._each(start, count, lambda t, s, n, at: t.read_cut(self.key, s, n, into + 4 * at))
 
     def write(self, data: int = 0, start: int = 0, count: int | None = None) -> None:
         """Copy local to shared: a span from address ``data`` (default: the local region)."""
         start, count = self._span(start, count)
         if not data and self.mapped:
             return
-        data = data or self.region + 4 * start
-        self._each(start, count, lambda t, s, n, at: t.write(self.key, s, n, data + 4 * at))
+        self.apply("copy", data or self.region + 4 * start, start=start, count=count)
+
+    def mark(self, start: int, count: int) -> None:
+        """Remember that a span of the local region was changed, for ``write_changes``."""
+        self.marked.add(*self._span(start, count))
+
+    def write_changes(self) -> int:
+        """Copy marked spans of the local region to shared; return how many elements (B7)."""
+        spans = self.marked.take()
+        for start, count in spans:
+            self.write(0, start, count)
+        return sum(count for _, count in spans)
+
+    def read_changes(self, into: int = 0) -> int:
+        """Copy what others changed since the last call to local; return how many elements.
+
+        Changes are known by stripes of 1 MiB. The first call copies everything that was ever
+        changed. ``into`` is as long as the buffer (default: the local region).
+        """
+        into, copied = into or self.region, 0
+        for number, (segment, (t, _, _)) in enumerate(zip(self.segments, self._cut, strict=True)):
+            stripes, now = t.changed(self.key, self._versions[number])
+            for stripe in stripes:
+                at = stripe * cpu.STRIPE
+                n = min(cpu.STRIPE, segment.length - at)
+                if into + 4 * (segment.offset + at) != self._range + 4 * (segment.offset + at):
+                    t.read(self.key, at, n, into + 4 * (segment.offset + at))
+                copied += n
+            self._versions[number] = now
+        return copied
 
     def apply(
-        self, op: str, x: int | SharedBuffer = 0, z: int = 0, *, a: float = 1.0, b: float = 0.0,
+        self, op: str, x: int | Payload | SharedBuffer = 0, z: int = 0, *, a: float = 1.0,
+        b: float = 0.0, k: Sequence[float] = (), states: Sequence[SharedBuffer] = (),
         start: int = 0, count: int | None = None,
     ) -> None:  # fmt: skip
-        """Run an operation of ``kernels.reference`` on a span, locked stripe by stripe.
-
-        x and z are addresses of local memory for the first element of the span; x may be
-        another buffer of the same cut, then the boxes do everything.
-        """
+        """Run an operation on a span, locked stripe by stripe (see ``Operations.apply``)."""
+        if self._only is not None and count is None and op in SIMPLE and not (start or k):
+            # The common case in few steps: one mapped segment, all of it, fp32.
+            if x.__class__ is int and self._only.run(order_of(op, (a, b)), self.key, x, z):
+                return
         start, count = self._span(start, count)
+        check(op, x, states, self.name)
+        what = order(op, x, a, b, k)
+        keys = (self.key, *[self._same_cut(state).key for state in states])
+        source: int | str
         if isinstance(x, SharedBuffer):
-            key = self._same_cut(x).key
-            if op not in BETWEEN:
-                raise UsageError(
-                    f"{op} between {self.name} and {x.name} - allowed: {', '.join(BETWEEN)} - do: "
-                    "give local memory as x"
-                )
-            self._each(start, count, lambda t, s, n, _: t.apply(op, self.key, s, n, key, 0, a, b))
+            source = self._same_cut(x).key
+        else:
+            source = x.address if isinstance(x, Payload) else x
+        if self.cluster.plain and op == "axpy" and source.__class__ is int:
+            read_add_write(self, what, int(source), start, count)
             return
+        with self.cluster.operation() as (epochs, tag):
 
-        def run(t: Transport, s: int, n: int, at: int) -> None:
-            t.apply(op, self.key, s, n, x and x + 4 * at, z and z + 4 * at, a, b)
+            def run(t: Transport, s: int, n: int, at: int) -> None:
+                t.apply(what, keys, Span(s, n, at, count, z, epochs.get(t, 0), tag), source)
 
-        self._each(start, count, run)
+            self._each(start, count, run)
 
     def _same_cut(self, other: SharedBuffer) -> SharedBuffer:
         if [(s.box, s.offset, s.length) for s in self.segments] != [
@@ -165,30 +210,6 @@ class SharedBuffer:
             )
         return other
 
-    def scal(self, a: float) -> None:
-        """Scale the buffer: y = a y."""
-        self.apply("scal", a=a)
-
-    def axpy(self, a: float, x: int | SharedBuffer) -> None:
-        """Accumulate: y = y + a x."""
-        self.apply("axpy", x, a=a)
-
-    def axpby(self, a: float, x: int | SharedBuffer, b: float) -> None:
-        """Blend: y = a x + b y."""
-        self.apply("axpby", x, a=a, b=b)
-
-    def elastic(self, a: float, x: int) -> None:
-        """Average elastically with local memory: both move by a (x - y)."""
-        self.apply("elastic", x, a=a)
-
-    def difference(self, a: float, x: int, z: int) -> None:
-        """Move the buffer elastically and put the step into z, leaving x for later."""
-        self.apply("difference", x, z, a=a)
-
-    def merge(self, x: int, base: int) -> None:
-        """Add what x gained over base, and bring x and base to the result."""
-        self.apply("merge", x, base)
-
     def sum(self, sources: Sequence[SharedBuffer], scale: float = 1.0) -> None:
         """Write scale * (sum of the sources in order): bitwise repeatable."""
         keys = [self._same_cut(source).key for source in sources]
@@ -198,7 +219,7 @@ class SharedBuffer:
             return
 
         def run(t: Transport, s: int, n: int, _: int) -> None:
-            t.call("sum", key=self.key, sources=keys, start=s, count=n, scale=scale)
+            t.call("total", key=self.key, sources=keys, start=s, count=n, scale=scale)
 
         self._each(*self._span(0, None), run)
 
@@ -206,10 +227,18 @@ class SharedBuffer:
         """Return (start, count) of one of ``of`` equal, page-aligned shares."""
         return split(self.length, [1.0] * of)[index]
 
-    def locked(self, start: int) -> AbstractContextManager[None]:
-        """Hold the lock of the stripe of an element, to read and write it undisturbed."""
-        ((transport, at, _, _),) = self._pieces(*self._span(start, 1))
-        return transport.locked(self.key, at // cpu.STRIPE)
+    @contextmanager
+    def locked(self, start: int = 0, count: int | None = None) -> Iterator[bool]:
+        """Hold the locks of a span (default: all), to read and write it undisturbed (B10).
+
+        Yields true when an owner before died while it held one of them.
+        """
+        with ExitStack() as stack:
+            told = False
+            for t, s, n, _ in self._pieces(*self._span(start, count)):
+                told |= stack.enter_context(t.locked(self.key, s, n))
+            stack.enter_context(self.cluster.alone())
+            yield told
 
     def release(self) -> None:
         """Stop sharing: unmap and forget; the boxes keep the data (P-RDMA 77)."""
@@ -219,7 +248,7 @@ class SharedBuffer:
         finally:
             if self._range:
                 cpu.unmap(self._range, 4 * self.length)
-            self._range, self._private = 0, None
+            self._range, self._private, self._only = 0, None, None
             self.cluster.attached.discard(self.key)
 
     def delete(self) -> None:

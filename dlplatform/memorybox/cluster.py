@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from dlplatform.errors import PeerLost, PlatformError, UsageError
-from dlplatform.memorybox.box import DIED, FINISHED, JOINED, LEFT
 from dlplatform.memorybox.buffer import SharedBuffer
 from dlplatform.memorybox.counter import SLICE_MS, Counter
 from dlplatform.memorybox.segment import split
-from dlplatform.transports.transport import MAPPED, Transport, open_transport
+from dlplatform.memorybox.session import DIED, FINISHED, JOINED, LEFT
+from dlplatform.memorybox.view import View
+from dlplatform.transports.transport import (
+    ACCUMULATE, MAPPED, Entrance, Transport, open_transport,
+)  # fmt: skip
+from kernels import cpu
+
+NOBODY = ("", 0)
+NO_EPOCHS: dict[Transport, int] = {}
+
+
+def mirrored(boxes: list[str], replicas: int) -> dict[str, str]:
+    """Return which box keeps a copy of each: the next one."""
+    if replicas not in (0, 1) or (replicas and len(boxes) < 2):
+        raise UsageError(
+            f"cluster.replicas={replicas} of {len(boxes)} boxes - allowed: 0, or 1 with two boxes "
+            "or more - do: add a box"
+        )
+    following = boxes[1:] + boxes[:1]
+    return dict(zip(boxes, following, strict=True)) if replicas else {}
 
 
 class Cluster:
@@ -24,24 +44,33 @@ class Cluster:
         job: namespace inside the boxes; processes of one job share it.
         secret: what the boxes were started with.
         timeout_s: patience with a box that does not answer, and with workers that do not come.
+        replicas: 1: every box is mirrored by the next one, and workers go on there if it dies.
     """
 
+    window_s = 0.0
+    """Where a box cannot accumulate, a value read at most so long ago is not read again (B12)."""
+
     def __init__(
-        self, boxes: Sequence[str], job: str = "job", secret: bytes = b"", timeout_s: float = 60.0
-    ) -> None:
+        self, boxes: Sequence[str], job: str = "job", secret: bytes = b"", timeout_s: float = 60.0,
+        replicas: int = 0,
+    ) -> None:  # fmt: skip
         if not boxes:
             raise UsageError("cluster.boxes=[]: 0 boxes - allowed: 1 or more - do: name a box")
         self.job, self.timeout_s = job, timeout_s
         self.transports: list[Transport] = []
+        mirrors = mirrored(list(boxes), replicas)
+        self.entrance = Entrance(job, secret, timeout_s, mirrors=mirrors)
         try:
             for uri in boxes:
-                self.transports.append(open_transport(uri, job, secret, timeout_s))
+                self.transports.append(open_transport(uri, self.entrance))
         except BaseException:
             for transport in self.transports:
                 transport.close()
             raise
         self.mapped = all(MAPPED in transport.can for transport in self.transports)
         self._pool = ThreadPoolExecutor(len(boxes)) if len(boxes) > 1 and not self.mapped else None
+        self.plain = not all({ACCUMULATE, MAPPED} & t.can for t in self.transports)
+        self._own, self._threads = threading.local(), itertools.count()
         self._counters: dict[str, Counter] = {}
         self.attached: set[str] = set()
         self.rank, self.size = -1, 0
@@ -91,6 +120,63 @@ class Cluster:
         for future in futures:
             future.result()
 
+    @contextmanager
+    def operation(self) -> Iterator[tuple[dict[Transport, int], tuple[str, int]]]:
+        """Yield an operation's epoch in each box (mapped), and its number in this thread.
+
+        A mapped operation enters the gates of all boxes before it does anything, so that a view
+        of several boxes holds it everywhere or nowhere.
+        """
+        if not self.mapped:
+            yield NO_EPOCHS, self._tag()
+            return
+        epochs = self._enter()
+        try:
+            yield epochs, NOBODY
+        finally:
+            for transport in epochs:
+                transport.leave()  # type: ignore[attr-defined]
+
+    def _enter(self) -> dict[Transport, int]:
+        while True:
+            epochs: dict[Transport, int] = {}
+            for transport in self.transports:
+                epoch = transport.enter()  # type: ignore[attr-defined]
+                if epoch < 0:
+                    break
+                epochs[transport] = epoch
+            else:
+                return epochs
+            for entered in epochs:
+                entered.leave()  # type: ignore[attr-defined]
+            transport.opened()  # type: ignore[attr-defined]
+            self.check()
+
+    def _tag(self) -> tuple[str, int]:
+        number: int = getattr(self._own, "number", 0) + 1
+        if number == 1:
+            self._own.thread = str(next(self._threads))
+        self._own.number = number
+        return self._own.thread, number
+
+    @property
+    def holding(self) -> bool:
+        """Tell whether this thread holds locks: then its connections are not shared out."""
+        return bool(getattr(self._own, "holding", 0))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Use this thread's connections only."""
+        self._own.holding = getattr(self._own, "holding", 0) + 1
+        try:
+            yield
+        finally:
+            self._own.holding -= 1
+
+    def snapshot(self, *buffers: SharedBuffer) -> View:
+        """Return a consistent view of buffers: ``with cluster.snapshot(g, d) as view: ...``."""
+        return View(self, buffers)
+
     # -- counters and notices ------------------------------------------------------------
 
     def counter(self, name: str) -> Counter:
@@ -129,7 +215,8 @@ class Cluster:
     def join(self, rank: int, size: int) -> None:
         """Become a member and wait until all ``size`` have come."""
         self.rank, self.size = rank, size
-        self.transports[0].lease("join", rank=rank)
+        for transport in self.transports:
+            transport.lease("join", rank=rank)
         try:
             self.counter("members").wait(size, self.timeout_s, self.check)
         except PeerLost:

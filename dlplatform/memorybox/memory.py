@@ -5,12 +5,16 @@ A file without a name cannot outlive its users: after a ``kill -9`` nothing is l
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
-from dataclasses import dataclass
 
-from dlplatform.errors import EnvironmentMissing
+from dlplatform.errors import BoxError, EnvironmentMissing
 from kernels import cpu
+
+PUNCH_HOLE, KEEP_SIZE = 2, 1
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
 
 def megabytes(count: int) -> str:
@@ -27,8 +31,10 @@ def available() -> int:
     return 1 << 62
 
 
-def nameless_file(folder: str, size: int) -> int:
+def nameless_file(folder: str, size: int, room: int = 0) -> int:
     """Return a descriptor of ``size`` zeroed bytes in a folder, or of a memfd.
+
+    ``room`` more bytes have addresses behind them, but no memory yet (see ``give_room``).
 
     Raises:
         EnvironmentMissing: when the folder has not that much memory left, or is none.
@@ -47,6 +53,7 @@ def nameless_file(folder: str, size: int) -> int:
         if size > available():
             raise OSError(errno.ENOMEM, "")
         os.posix_fallocate(descriptor, 0, size)
+        os.ftruncate(descriptor, size + room)
     except OSError as error:
         os.close(descriptor)
         if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
@@ -67,32 +74,66 @@ def _too_small(folder: str, size: int) -> str:
     )
 
 
-@dataclass
+def give_room(descriptor: int, start: int, size: int) -> None:
+    """Give a range of a file its memory now, where a lack of it can still be refused.
+
+    Raises:
+        BoxError: when there is not that much memory left.
+    """
+    try:
+        if size > available():
+            raise OSError(errno.ENOMEM, "")
+        os.posix_fallocate(descriptor, start, size)
+    except OSError:
+        raise BoxError(
+            f"a snapshot needs {megabytes(size)} more, {megabytes(available())} is free - allowed: "
+            "as much again as the buffers have - do: take fewer buffers at once"
+        ) from None
+
+
+def take_room(descriptor: int, start: int, size: int) -> None:
+    """Give the memory of a range back; its addresses stay."""
+    _fallocate(descriptor, PUNCH_HOLE | KEEP_SIZE, start, size)
+
+
+def pages(size: int) -> int:
+    """Round a number of bytes up to whole pages."""
+    return -(-size // cpu.PAGE) * cpu.PAGE
+
+
 class Mapping:
-    """A segment mapped into this process: locks in front, fp32 data behind."""
+    """A segment mapped into this process: locks in front, fp32 data, room for its shadow.
 
-    header: int
-    data: int
-    floats: int
-    private_at: bool
+    Args:
+        descriptor: the segment's file.
+        floats: its length.
+        at: a reserved address for the data; 0: anywhere.
+    """
 
-    @staticmethod
-    def of(descriptor: int, floats: int, at: int = 0) -> Mapping:
-        """Map a segment's file; with ``at``, put its data at that reserved address."""
-        head = cpu.header_bytes(floats)
-        header = cpu.check(cpu.map_file(0, head, descriptor, 0))
+    def __init__(self, descriptor: int, floats: int, at: int = 0) -> None:
+        self.floats, self._own = floats, not at
+        head, size = cpu.header_bytes(floats), floats * 4
+        self._parts: list[tuple[int, int]] = []
         try:
-            data = cpu.check(cpu.map_file(at, floats * 4, descriptor, head))
+            self.header = self._map(0, head, descriptor, 0, True)
+            self.data = self._map(at, size, descriptor, head, True)
+            self.shadow = self._map(0, size, descriptor, head + pages(size), False)
         except OSError:
-            cpu.unmap(header, head)
+            self.unmap()
             raise
-        return Mapping(header, data, floats, not at)
+        self.record = cpu.SegmentMap(self.header, self.data, self.shadow)
+        self.pointer = ctypes.addressof(self.record)
+
+    def _map(self, at: int, size: int, descriptor: int, offset: int, populate: bool) -> int:
+        address: int = cpu.check(cpu.map_file(at, size, descriptor, offset, populate))
+        if not at:  # data inside a reserved range stays with its owner
+            self._parts.append((address, size))
+        return address
 
     def unmap(self) -> None:
-        """Give the addresses back (data inside a reserved range stays with its owner)."""
-        cpu.unmap(self.header, cpu.header_bytes(self.floats))
-        if self.private_at:
-            cpu.unmap(self.data, self.floats * 4)
+        """Give the addresses back."""
+        while self._parts:
+            cpu.unmap(*self._parts.pop())
 
 
 class Memory:

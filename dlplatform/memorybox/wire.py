@@ -13,13 +13,14 @@ import socket
 import struct
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgpack
 
 from dlplatform import errors
 from dlplatform.errors import BoxError, PeerLost, PlatformError, UsageError
 
-VERSION = 1
+VERSION = 2
 LONGEST, GREETING = 1 << 20, 512
 AHEAD, LOCAL_BUFFER = 1 << 16, 1 << 18
 SECRET = "DLP_SECRET"
@@ -101,6 +102,23 @@ def introduce(connection: socket.socket, secret: bytes, uri: str) -> None:
             f"{uri} refused this job's secret - allowed: the secret the box was started with - "
             "do: give its file as cluster.secret_file=..."
         )
+
+
+def connect(uri: str, timeout_s: float) -> socket.socket:
+    """Open a socket to ``shm://NAME`` or ``tcp://HOST:PORT``."""
+    parts = urlsplit(uri)
+    if parts.scheme == "shm":
+        link = socket.socket(socket.AF_UNIX)
+        link.settimeout(timeout_s)
+        try:
+            link.connect(f"\0dlp/{parts.netloc}")
+        except BaseException:
+            link.close()
+            raise
+    else:
+        link = socket.create_connection((parts.hostname or "", parts.port or 0), timeout_s)
+    keep_alive(link)
+    return link
 
 
 def keep_alive(link: socket.socket) -> None:

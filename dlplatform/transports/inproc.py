@@ -6,8 +6,9 @@ import os
 import threading
 from typing import Any
 
-from dlplatform.memorybox.box import MemoryBox, Session
+from dlplatform.memorybox.box import Limits, MemoryBox
 from dlplatform.transports.mapped import MappedTransport
+from dlplatform.transports.transport import Entrance
 
 _BOXES: dict[str, MemoryBox] = {}
 _LOCK = threading.Lock()
@@ -16,12 +17,11 @@ _LOCK = threading.Lock()
 class InprocTransport(MappedTransport):
     """Calls are function calls; several Clusters of one process may share a box by name."""
 
-    def __init__(self, uri: str, job: str, secret: bytes = b"", timeout_s: float = 0.0) -> None:
-        super().__init__(uri)
+    def __init__(self, uri: str, entrance: Entrance) -> None:
+        super().__init__(uri, entrance)
         with _LOCK:
-            self._box = _BOXES.setdefault(uri, MemoryBox("memfd"))
-        self._session = Session()
-        self.call("open", job=job)
+            self._box = _BOXES.setdefault(uri, MemoryBox(Limits(memory="memfd")))
+        self._session = self._box.open(entrance.job, entrance.token)
 
     def call(self, command: str, **fields: Any) -> dict[str, Any]:
         """Have the box obey a command."""
@@ -33,13 +33,10 @@ class InprocTransport(MappedTransport):
 
     def file(self, key: str) -> int:
         """Return a new descriptor of a segment's file, or of the counters' for no key."""
-        table = self._box.table
-        return os.dup(
-            self._box.owned(self._session, key).descriptor if key else table.counters_file
-        )
+        session = self._session
+        return os.dup(session.entry(key).descriptor if key else session.space.counters_file)
 
     def close(self) -> None:
         """Unmap everything and leave."""
         super().close()
-        self._box.close(self._session)
-        self._session = Session()
+        self._box.end(self._session)

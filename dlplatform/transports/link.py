@@ -1,4 +1,9 @@
-"""Link: a pool of authenticated sockets to one box, shared by the shm and tcp transports."""
+"""Link: numbered requests to one box over authenticated sockets that may break and come back.
+
+A lane is a row of requests, one after the other, over one socket at a time. When the socket
+breaks, the lane connects again and sends its last request again; the box knows the number and
+does not do it twice.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +12,20 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
 
-from dlplatform.errors import PeerLost, PlatformError
+from dlplatform.errors import BoxError, PeerLost, PlatformError
 from dlplatform.memorybox import wire
+from dlplatform.transports.transport import Entrance
 from kernels import cpu
 
 SLICE_MS = 200
+ATTEMPT_S, PAUSE_S = 5.0, 0.05
+CHUNK_BYTES = 4 * cpu.CHUNK
+Frame = dict[str, Any]
+Work = Callable[[socket.socket, bool], Frame]
 
 
 class _Progress(ctypes.Array[ctypes.c_size_t]):
@@ -25,91 +34,154 @@ class _Progress(ctypes.Array[ctypes.c_size_t]):
     _length_, _type_ = 3, ctypes.c_size_t
 
 
-class Link:
-    """Sockets to one box: one in use per thread at a time, made when needed and kept."""
+class Lane:
+    """One row of requests; used by one thread at a time."""
 
-    def __init__(self, uri: str, job: str, secret: bytes, timeout_s: float) -> None:
-        self.uri, self.job, self.secret, self.timeout_s = uri, job, secret, timeout_s
+    def __init__(self, number: int) -> None:
+        self.number, self.sequence = number, 0
+        self.socket: socket.socket | None = None
+        self.holds_locks = False
+
+    def drop(self) -> None:
+        """Close what is broken."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+
+
+class Link:
+    """The lanes to one box: one in use per thread at a time, made when needed and kept.
+
+    Args:
+        uri: the box.
+        entrance: job, secret, token, patience; and perhaps where the box is mirrored.
+    """
+
+    def __init__(self, uri: str, entrance: Entrance) -> None:
+        self.uri, self.entrance, self.timeout_s = uri, entrance, entrance.timeout_s
+        self.home, self.mirror = uri, entrance.mirrors.get(uri, "")
         self.lost = ""
-        self._idle: list[socket.socket] = []
-        self._lock, self._lease_lock = threading.Lock(), threading.Lock()
+        self.can: frozenset[str] = frozenset()
+        self._instance, self._lasting = "", False
+        self._idle: list[Lane] = []
+        self._lanes: list[Lane] = []
+        self._lock, self._lease_lock = threading.Lock(), threading.RLock()
+        self._own = threading.local()
         self._closed = False
-        self._lease = self.connect()
+        self._lease = self._lane()
+        self.reach(self._lease)
         self._watcher = threading.Thread(target=self._watch, name="watch box", daemon=True)
         self._watcher.start()
 
-    def connect(self) -> socket.socket:
-        """Open one more authenticated connection."""
-        parts = urlsplit(self.uri)
-        link = socket.socket(socket.AF_UNIX if parts.scheme == "shm" else socket.AF_INET)
-        link.settimeout(self.timeout_s)
+    # -- connections -----------------------------------------------------------------------
+
+    def _lane(self) -> Lane:
+        with self._lock:
+            self._lanes.append(Lane(len(self._lanes)))
+            return self._lanes[-1]
+
+    def _open(self, lane: Lane) -> socket.socket:
+        patience = min(ATTEMPT_S, self.timeout_s) if self._instance else self.timeout_s
+        link = wire.connect(self.home, 1.0 if self.mirror else patience)
         try:
-            if parts.scheme == "shm":
-                link.connect(f"\0dlp/{parts.netloc}")
-            else:
-                link.connect((parts.hostname or "", parts.port or 0))
-            wire.keep_alive(link)
-            wire.introduce(link, self.secret, self.uri)
-            self.request(link, "open", {"job": self.job})
-        except BaseException as error:
+            wire.introduce(link, self.entrance.secret, self.home)
+            asked = self.entrance.opening(lane.number, lane is self._lease_or(lane))
+            if self.mirror:
+                failed_over = self.home != self.uri
+                asked["mirror" if failed_over else "replica"] = (
+                    self.uri if failed_over else self.mirror
+                )
+            answer = self.request(link, "open", asked)
+            self._recognise(answer, lane)
+            link.settimeout(self.timeout_s)
+        except BaseException:
             link.close()
-            if isinstance(error, PlatformError) or not isinstance(error, OSError | ValueError):
+            raise
+        return link
+
+    def _lease_or(self, lane: Lane) -> Lane:
+        return getattr(self, "_lease", lane)
+
+    def _recognise(self, answer: Frame, lane: Lane) -> None:
+        """Make sure that the box still knows what it has acknowledged."""
+        again = self._instance and self.home == self.uri and answer["instance"] != self._instance
+        if (again and not answer["lasting"]) or answer["taken"] < lane.sequence - 1:
+            self.lose("it was started again and has forgotten what it acknowledged")
+            raise PeerLost(self.lost)
+        self._instance, self._lasting = answer["instance"], bool(answer["lasting"])
+        self.can = frozenset(answer["can"])
+
+    def reach(self, lane: Lane) -> socket.socket:
+        """Return the socket of a lane; connect again, patiently, if it broke."""
+        end = time.monotonic() + self.timeout_s
+        while lane.socket is None:
+            if self.lost:
+                raise PeerLost(self.lost)
+            try:
+                lane.socket = self._open(lane)
+            except PlatformError:
                 raise
+            except (OSError, ValueError) as error:
+                self._unreachable(error, end)
+        return lane.socket
+
+    def _unreachable(self, error: Exception, end: float) -> None:
+        if not self._instance:
             raise PeerLost(
                 f"no memory box answers at {self.uri}: {error} - allowed: the address that "
                 "dlp box printed - do: start it there (dlp box --bind ...) or correct the address"
             ) from None
-        return link
-
-    def take(self) -> socket.socket:
-        """Return a connection for this thread alone, until ``give``."""
-        if self.lost:
-            raise PeerLost(self.lost)
-        with self._lock:
-            link = self._idle.pop() if self._idle else None
-        return link or self.connect()
-
-    def give(self, link: socket.socket) -> None:
-        """Take a connection back, after a complete exchange."""
-        with self._lock:
-            if not self._closed:
-                self._idle.append(link)
-                return
-        link.close()
-
-    @contextmanager
-    def losing(self) -> Iterator[None]:
-        """Treat a failure of a socket inside as the loss of the box."""
-        try:
-            yield
-        except PlatformError:
-            raise
-        except OSError as error:
+        if self.mirror and self.home != self.mirror:
+            self.home = self.mirror
+            return
+        absent = isinstance(error, ConnectionRefusedError | FileNotFoundError)
+        if (absent and not self._lasting) or time.monotonic() > end or self._closed:
             self.lose(str(error))
             raise PeerLost(self.lost) from None
+        time.sleep(PAUSE_S)
+
+    def take(self) -> Lane:
+        """Return a lane for this thread alone, until ``give``."""
+        if self.lost:
+            raise PeerLost(self.lost)
+        kept: Lane | None = getattr(self._own, "lane", None)
+        if kept is not None:
+            return kept
+        with self._lock:
+            lane = self._idle.pop() if self._idle else None
+        return lane or self._lane()
+
+    def give(self, lane: Lane) -> None:
+        """Take a lane back."""
+        if getattr(self._own, "lane", None) is not lane:
+            with self._lock:
+                self._idle.append(lane)
 
     @contextmanager
-    def borrowed(self) -> Iterator[socket.socket]:
-        """Lend a connection; a failure on it means that the box is gone."""
-        link = self.take()
+    def keeping(self) -> Iterator[Lane]:
+        """Let this thread use one lane only: its connection holds locks."""
+        lane = self.take()
+        self._own.lane = lane
         try:
-            with self.losing():
-                yield link
-        except BaseException as error:
-            # A refusal ends with its reply; anything else may leave half a frame behind.
-            if isinstance(error, PlatformError) and not isinstance(error, PeerLost):
-                self.give(link)
-            else:
-                link.close()
-            raise
-        self.give(link)
+            yield lane
+        finally:
+            self._own.lane, lane.holds_locks = None, False
+            self.give(lane)
 
     def _watch(self) -> None:
-        poll = select.poll()
-        poll.register(self._lease, select.POLLRDHUP)
-        poll.poll()
-        if not self._closed:
-            self.lose("it closed the connection")
+        """Notice the end of the lease at once, and connect again."""
+        while not self._closed and not self.lost:
+            link = self._lease.socket
+            if link is not None:
+                poll = select.poll()
+                poll.register(link, select.POLLRDHUP)
+                poll.poll()
+            with self._lease_lock, suppress(PlatformError, OSError, ValueError):
+                if self._closed:
+                    return
+                if self._lease.socket is link:
+                    self._lease.drop()
+                self.reach(self._lease)
 
     def lose(self, reason: str) -> None:
         """Remember why the box is out of reach."""
@@ -118,59 +190,141 @@ class Link:
             "do: start the boxes again and continue with resume=auto"
         )
 
-    def request(self, link: socket.socket, command: str, fields: dict[str, Any]) -> dict[str, Any]:
+    # -- requests ------------------------------------------------------------------------
+
+    def request(self, link: socket.socket, command: str, fields: Frame) -> Frame:
         """Send a frame and wait for its reply."""
         wire.send(link, {**fields, "do": command})
         return self.reply(link)
 
-    def reply(self, link: socket.socket) -> dict[str, Any]:
+    def reply(self, link: socket.socket) -> Frame:
         """Wait for a reply; raise the error of a refusal."""
         frame = wire.receive(link)
         if "ok" not in frame:
             raise wire.refusal(frame)
-        result: dict[str, Any] = frame["ok"]
+        result: Frame = frame["ok"]
         return result
 
-    def call(self, command: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """Have the box obey a command."""
-        with self.borrowed() as link:
-            return self.request(link, command, fields)
+    def perform(self, lane: Lane, work: Work) -> Frame:
+        """Do a request, again after every break, until it is answered or the box is lost."""
+        again, end = False, time.monotonic() + self.timeout_s
+        while True:
+            link = self.reach(lane)
+            try:
+                return work(link, again)
+            except PlatformError:
+                raise
+            except OSError as error:
+                lane.drop()
+                if self._closed:
+                    raise PeerLost(f"memory box {self.uri}: closed here") from None
+                if lane.holds_locks:
+                    raise BoxError(
+                        f"memory box {self.uri}: the connection broke while it held a lock: "
+                        f"{error} - allowed: none - do: lock again, and look at the data first"
+                    ) from None
+                if again and time.monotonic() > end:
+                    self.lose(str(error))
+                again = True
 
-    def lease(self, command: str, fields: dict[str, Any]) -> dict[str, Any]:
+    @contextmanager
+    def borrowed(self) -> Iterator[Lane]:
+        """Lend a lane."""
+        lane = self.take()
+        try:
+            yield lane
+        finally:
+            self.give(lane)
+
+    def call(self, command: str, fields: Frame, lane: Lane | None = None) -> Frame:
+        """Have the box obey a command, once."""
+        if lane is None:
+            with self.borrowed() as lent:
+                return self.call(command, fields, lent)
+        lane.sequence += 1
+        numbered = {**fields, "seq": lane.sequence}
+        return self.perform(lane, lambda link, _: self.request(link, command, numbered))
+
+    def ask(self, command: str, fields: Frame) -> Frame:
+        """Have the box obey a command that changes nothing: it needs no number."""
+        with self.borrowed() as lane:
+            return self.perform(lane, lambda link, _: self.request(link, command, fields))
+
+    def lease(self, command: str, fields: Frame) -> Frame:
         """Have the box obey a command on the connection that stands for this worker."""
         if self.lost:
             raise PeerLost(self.lost)
-        with self._lease_lock, self.losing():
-            return self.request(self._lease, command, fields)
+        with self._lease_lock:
+            return self.call(command, fields, self._lease)
 
-    def push(self, frame: dict[str, Any], data: int) -> None:
-        """Send a frame and the bytes of its elements; wait for the reply."""
-        size = 4 * frame["count"]
-        with self.borrowed() as link:
-            wire.send(link, frame, more=size > 0)
-            self._move(link, (data, size, 0, 0), _Progress())
-            self.reply(link)
+    # -- bytes ---------------------------------------------------------------------------
 
-    def pull(self, frame: dict[str, Any], into: int) -> None:
+    def pull(self, frame: Frame, into: int) -> None:
         """Send a frame and receive the bytes of its elements."""
-        with self.borrowed() as link:
-            wire.send(link, frame)
-            self.reply(link)
-            self._move(link, (0, 0, into, 4 * frame["count"]), _Progress())
 
-    def swap(self, frame: dict[str, Any], out: int, into: int, kind: int = cpu.NONE) -> None:
-        """Send a frame and bytes, and receive as many at the same time.
+        def work(link: socket.socket, _: bool) -> Frame:
+            wire.send(link, frame)
+            reply = self.reply(link)
+            self._move(link, (0, 0, into, 4 * frame["count"]), _Progress())
+            return reply
+
+        with self.borrowed() as lane:
+            self.perform(lane, work)
+
+    def push(self, frame: Frame, parts: list[tuple[int, int]], unit: int) -> None:
+        """Send an update: a frame and its payload; ``unit`` bytes for 256 elements, or 0.
+
+        ``parts`` are (address, bytes). With unit 0 (sparse) a repeated update is sent whole.
+        """
+
+        def work(link: socket.socket, again: bool) -> Frame:
+            done = 0
+            if again:
+                wire.send(link, {**numbered, "received": 0})
+                answer = wire.receive(link)
+                if answer.get("finished"):
+                    return self.reply(link)
+                done = int(answer.get("done", 0)) * unit // cpu.BLOCK8
+            else:
+                wire.send(link, numbered, more=bool(parts))
+            for address, size in parts:
+                skip = min(done, size)
+                self._move(link, (address + skip, size - skip, 0, 0), _Progress())
+                done -= skip
+            return self.reply(link)
+
+        with self.borrowed() as lane:
+            lane.sequence += 1
+            numbered = {**frame, "do": "push", "seq": lane.sequence}
+            self.perform(lane, work)
+
+    def swap(self, frame: Frame, out: int, into: int, kind: int = cpu.NONE) -> None:
+        """Send an update and its bytes, and receive as many at the same time.
 
         ``kind`` says what happens to the bytes on the way (see ``dlp_exchange``). The first
         bytes do not wait for the box's consent; it throws them away when it refuses.
         """
         size, progress = 4 * frame["count"], _Progress()
-        with self.borrowed() as link:
-            wire.send(link, frame, more=size > 0)
-            self._move(link, (out, min(size, wire.AHEAD), into, 0), progress, kind)
-            self.reply(link)
+
+        def work(link: socket.socket, again: bool) -> Frame:
+            if not again:
+                wire.send(link, numbered, more=size > 0)
+                self._move(link, (out, min(size, wire.AHEAD), into, 0), progress, kind)
+                self.reply(link)
+            else:
+                progress[1] -= progress[1] % CHUNK_BYTES
+                wire.send(link, {**numbered, "received": progress[1] // 4})
+                answer = wire.receive(link)
+                progress[0] = 4 * int(answer.get("done", 0))
+                if answer.get("finished") and not progress[0]:
+                    return self.reply(link)  # refused
             self._move(link, (out, size, into, size), progress, kind)
-            self.reply(link)
+            return self.reply(link)
+
+        with self.borrowed() as lane:
+            lane.sequence += 1
+            numbered = {**frame, "do": "push", "seq": lane.sequence}
+            self.perform(lane, work)
 
     def _move(
         self, link: socket.socket, what: tuple[int, int, int, int], done: _Progress,
@@ -187,12 +341,13 @@ class Link:
 
     def close(self) -> None:
         """Say goodbye and hang up everywhere."""
+        self._closed = True
         with self._lock:
-            self._closed = True
-            links, self._idle = [*self._idle, self._lease], []
-        for link in links:
+            lanes = list(self._lanes)
+        for lane in lanes:
             with suppress(OSError):
-                link.shutdown(socket.SHUT_RDWR)
+                if lane.socket is not None:
+                    lane.socket.shutdown(socket.SHUT_RDWR)
         self._watcher.join(1.0)
-        for link in links:
-            link.close()
+        for lane in lanes:
+            lane.drop()

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dlplatform.errors import PeerLost
+from dlplatform.errors import BoxError, PeerLost
+from dlplatform.memorybox.commands import changed_stripes
 from dlplatform.memorybox.counter import Counter, MappedCounter
 from dlplatform.memorybox.memory import Mapping
-from dlplatform.memorybox.table import COUNTERS, LINE
-from dlplatform.transports.transport import MAPPED
+from dlplatform.memorybox.namespace import COUNTERS, EPOCH, GATE, LINE
+from dlplatform.transports.transport import ACCUMULATE, MAPPED, Entrance, Span
 from kernels import cpu
+
+ADAM = cpu.OPERATIONS["adam"]
 
 
 class MappedTransport:
     """One-sided by nature: reads, writes, operations and counters are loads and stores."""
 
-    can = frozenset({MAPPED})
+    can = frozenset({MAPPED, ACCUMULATE})
     lost = ""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, entrance: Entrance) -> None:
+        self.uri, self.entrance = uri, entrance
         self.segments: dict[str, Mapping] = {}
         self._turn = os.getpid()
         self._counters = 0
         self._lock = threading.Lock()
+        self._where: dict[str | tuple[str, ...], Any] = {}
+        self._threads, self._own = itertools.count(), threading.local()
 
     def call(self, command: str, **fields: Any) -> dict[str, Any]:
         """Have the box obey a command."""
@@ -44,25 +51,28 @@ class MappedTransport:
     def attach(self, key: str, floats: int, at: int = 0) -> int:
         """Share a segment and map it, at an address of the caller's choice or anywhere."""
         self.lease("attach", key=key, floats=floats)
-        descriptor = self.file(key)
         try:
-            mapping = Mapping.of(descriptor, floats, at)
+            descriptor = self.file(key)
+            try:
+                mapping = Mapping(descriptor, floats, at)
+            finally:
+                os.close(descriptor)
             if not cpu.header_check(mapping.header, floats):
                 mapping.unmap()
                 raise PeerLost(
                     f"{self.uri} handed over memory of another layout - allowed: boxes of this "
                     "version - do: run the same dlplatform on both sides"
                 )
-            self.segments[key] = mapping
         except BaseException:
             self.lease("release", key=key)
             raise
-        finally:
-            os.close(descriptor)
+        self.segments[key] = mapping
         return mapping.data
 
     def release(self, key: str) -> None:
         """Unmap a segment and stop sharing it."""
+        with self._lock:
+            self._where = {keys: known for keys, known in self._where.items() if key not in keys}
         self.segments.pop(key).unmap()
         self.lease("release", key=key)
 
@@ -72,45 +82,111 @@ class MappedTransport:
             raise PeerLost(self.lost)
         cpu.copy(into, self.segments[key].data + 4 * start, 4 * count)
 
-    def write(self, key: str, start: int, count: int, data: int) -> None:
-        """Copy local memory to elements of a segment."""
+    def read_cut(self, key: str, start: int, count: int, into: int) -> None:
+        """Copy elements of a segment as they were at the moment of the worker's view."""
         if self.lost:
             raise PeerLost(self.lost)
-        cpu.copy(self.segments[key].data + 4 * start, data, 4 * count)
+        cpu.check(cpu.read_cut(self.segments[key].pointer, start, count, into))
 
-    def apply(
-        self, op: str, key: str, start: int, count: int, x: int | str, z: int, a: float, b: float
-    ) -> None:
+    def changed(self, key: str, since: int) -> tuple[list[int], int]:
+        """Return the stripes changed after a version, and the version of now."""
+        mapping = self.segments[key]
+        answer = changed_stripes(mapping.header, mapping.floats, since)
+        return answer["stripes"], answer["version"]
+
+    def apply(self, order: cpu.Operation, keys: tuple[str, ...], span: Span, x: int | str) -> None:
         """Run an operation here, on the mapped memory, under the locks of its stripes."""
         if self.lost:
             raise PeerLost(self.lost)
+        start, count, at, _, z, epoch, _ = span
         if isinstance(x, str):
-            x = self.segments[x].data + 4 * start
-        y = self.segments[key]
+            x, at = self.segments[x].data + 4 * start, 0
+        where = self._where.get(keys[0] if len(keys) == 1 else keys) or self._known(keys)
         self._turn += 1
-        code = cpu.OPERATIONS[op]
-        cpu.check(cpu.locked(code, y.header, y.data, start, count, x, z, a, b, self._turn))
+        if order.code == ADAM:
+            order = cpu.Operation.from_buffer_copy(order)
+            order.k[6] = cpu.step(self.segments[keys[0]].header)
+        code = cpu.locked(order, where, start, count, x, z, at, self._turn, epoch)
+        if code:
+            self._stuck(code, keys[0])
+
+    def _known(self, keys: tuple[str, ...]) -> Any:
+        found = cpu.Where(*(self.segments[key].pointer for key in keys))
+        with self._lock:
+            self._where[keys[0] if len(keys) == 1 else keys] = found
+        return found
+
+    def _stuck(self, code: int, key: str) -> None:
+        """Say which process holds a stripe and does not go on."""
+        header = self.segments[key].header
+        stripes = range(-(-self.segments[key].floats // cpu.STRIPE))
+        owners = {stripe: cpu.owner(header, stripe) for stripe in stripes}
+        held = [f"stripe {stripe} by process {pid}" for stripe, pid in owners.items() if pid]
+        raise BoxError(
+            f"a stripe lock was not obtained: {os.strerror(-code)}; held: "
+            f"{', '.join(held[:4]) or 'none'} - allowed: owners that go on - do: continue or end "
+            "that process"
+        )
+
+    def _gate(self) -> Any:
+        """Return this thread's sight of the job's gate: it says when an operation is under way."""
+        slot = f"op/{self.entrance.token}/{next(self._threads)}"
+        self._own.gate = cpu.Gate(*(self._address(name) for name in (EPOCH, GATE, slot)))
+        return self._own.gate
+
+    def run(self, order: cpu.Operation, key: str, x: int, z: int) -> bool:
+        """Run an operation on a whole segment; false when the gate is shut."""
+        if self.lost:
+            raise PeerLost(self.lost)
+        own = self._own.__dict__
+        gate = own.get("gate") or self._gate()
+        where = self._where.get(key) or self._known((key,))
+        self._turn += 1
+        code = cpu.gated(order, where, gate, x, z, self._turn)
+        if code and code != -errno.EAGAIN:
+            self._stuck(code, key)
+        return not code
+
+    def enter(self) -> int:
+        """Enter the box's gate for one operation of this thread; return its epoch."""
+        return int(cpu.enter(self._own.__dict__.get("gate") or self._gate()))
+
+    def leave(self) -> None:
+        """Leave the gate."""
+        cpu.leave(self._own.gate.slot)
+
+    def opened(self) -> None:
+        """Wait a moment for a closed gate."""
+        cpu.counter_wait(self._own.gate.shut, 0, 100)
 
     def counter(self, name: str) -> Counter:
         """Return a counter of the job, mapped."""
+        return MappedCounter(name, self._address(name))
+
+    def _address(self, name: str) -> int:
         with self._lock:
             if not self._counters:
                 descriptor = self.file("")
                 size = COUNTERS * LINE
-                self._counters = cpu.check(cpu.map_file(0, size, descriptor, 0))
+                self._counters = cpu.check(cpu.map_file(0, size, descriptor, 0, True))
                 os.close(descriptor)
-        slot = int(self.call("slot", name=name)["slot"])
-        return MappedCounter(name, self._counters + slot * LINE)
+        return self._counters + LINE * int(self.call("slot", name=name)["slot"])
 
     @contextmanager
-    def locked(self, key: str, stripe: int) -> Iterator[None]:
-        """Hold the lock of one stripe; it is freed if this process dies."""
-        header = self.segments[key].header
-        cpu.check(cpu.lock(header, stripe))
+    def locked(self, key: str, start: int, count: int) -> Iterator[bool]:
+        """Hold the locks of a span's stripes; they are freed if this process dies."""
+        header, held, told = self.segments[key].header, [], 0
         try:
-            yield
+            for stripe in range(start // cpu.STRIPE, (start + count - 1) // cpu.STRIPE + 1):
+                code = cpu.lock(header, stripe)
+                if code < 0:
+                    self._stuck(code, key)
+                held.append(stripe)
+                told |= code
+            yield bool(told)
         finally:
-            cpu.unlock(header, stripe)
+            for stripe in held:
+                cpu.unlock(header, stripe)
 
     def close(self) -> None:
         """Unmap everything."""

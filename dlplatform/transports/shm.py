@@ -5,16 +5,19 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from dlplatform.transports.link import Link
+from dlplatform.memorybox.box import COMMANDS
+from dlplatform.transports.link import Frame, Link
 from dlplatform.transports.mapped import MappedTransport
+from dlplatform.transports.stream import StreamTransport
+from dlplatform.transports.transport import Entrance, Transport
 
 
 class ShmTransport(MappedTransport):
     """The box hands over the files of its segments; bytes then move without it."""
 
-    def __init__(self, uri: str, job: str, secret: bytes, timeout_s: float) -> None:
-        super().__init__(uri)
-        self.link = Link(uri, job, secret, timeout_s)
+    def __init__(self, uri: str, entrance: Entrance, link: Link) -> None:
+        super().__init__(uri, entrance)
+        self.link = link
 
     @property
     def lost(self) -> str:  # type: ignore[override]
@@ -23,7 +26,9 @@ class ShmTransport(MappedTransport):
 
     def call(self, command: str, **fields: Any) -> dict[str, Any]:
         """Have the box obey a command."""
-        return self.link.call(command, fields)
+        if COMMANDS[command].changes:
+            return self.link.call(command, fields)
+        return self.link.ask(command, fields)
 
     def lease(self, command: str, **fields: Any) -> dict[str, Any]:
         """Call on the connection that stands for this worker."""
@@ -31,12 +36,26 @@ class ShmTransport(MappedTransport):
 
     def file(self, key: str) -> int:
         """Receive a descriptor of a segment's file, or of the counters' for no key."""
-        with self.link.borrowed() as link:
-            self.link.request(link, "map", {"key": key})
-            _, files, _, _ = socket.recv_fds(link, 1, 1)
-            return files[0]
+        found: list[int] = []
+
+        def work(link: socket.socket, _: bool) -> Frame:
+            reply = self.link.request(link, "map", {"key": key})
+            found.extend(socket.recv_fds(link, 1, 1)[1])
+            return reply
+
+        with self.link.borrowed() as lane:
+            self.link.perform(lane, work)
+        return found[0]
 
     def close(self) -> None:
         """Unmap everything and hang up."""
         super().close()
         self.link.close()
+
+
+def open_shm(uri: str, entrance: Entrance) -> Transport:
+    """Map the box's memory; where the box logs every update, send it the bytes instead."""
+    link = Link(uri, entrance)
+    if "map" in link.can:
+        return ShmTransport(uri, entrance, link)
+    return StreamTransport(uri, link)

@@ -6,17 +6,57 @@ segment. Calls block and may come from several threads at once.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dlplatform.errors import UsageError, closest
+from kernels import cpu
 
 if TYPE_CHECKING:
     from dlplatform.memorybox.counter import Counter
 
-MAPPED = "mapped"
+MAPPED, ACCUMULATE = "mapped", "accumulate"
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """How a worker enters its job in every box.
+
+    ``token`` stands for this incarnation of the worker; ``mirrors`` names the box that has a
+    copy of each box's segments.
+    """
+
+    job: str = "job"
+    secret: bytes = b""
+    timeout_s: float = 60.0
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    mirrors: dict[str, str] = field(default_factory=dict)
+
+    def opening(self, lane: int, lease: bool) -> dict[str, Any]:
+        """Return the fields of the request that opens a lane."""
+        return {"job": self.job, "token": self.token, "lane": str(lane), "lease": lease}
+
+
+class Span(NamedTuple):
+    """The part of an operation that concerns one box."""
+
+    start: int
+    """First element in the segment."""
+    count: int
+    at: int
+    """First element in x and z, which hold the whole operation's span."""
+    whole: int
+    """Elements of the whole operation."""
+    z: int
+    """Address of z, or 0."""
+    epoch: int
+    """Of the operation, where segments are mapped."""
+    tag: tuple[str, int]
+    """Who does the operation, and its number there: the same for all boxes."""
 
 
 class Transport(Protocol):
@@ -45,28 +85,29 @@ class Transport(Protocol):
     def read(self, key: str, start: int, count: int, into: int) -> None:
         """Copy elements of a segment to local memory."""
 
-    def write(self, key: str, start: int, count: int, data: int) -> None:
-        """Copy local memory to elements of a segment."""
+    def read_cut(self, key: str, start: int, count: int, into: int) -> None:
+        """Copy elements of a segment as they were at the moment of the worker's view."""
 
-    def apply(
-        self, op: str, key: str, start: int, count: int, x: int | str, z: int, a: float, b: float
-    ) -> None:
-        """Run an operation: x is local memory, or the key of another segment of the box."""
+    def changed(self, key: str, since: int) -> tuple[list[int], int]:
+        """Return the stripes changed after a version, and the version of now."""
+
+    def apply(self, order: cpu.Operation, keys: tuple[str, ...], span: Span, x: int | str) -> None:
+        """Run an operation on y and its states; x: local memory, or a segment of the box."""
 
     def counter(self, name: str) -> Counter:
         """Return a counter of the job."""
 
-    def locked(self, key: str, stripe: int) -> AbstractContextManager[None]:
-        """Hold the lock of one stripe."""
+    def locked(self, key: str, start: int, count: int) -> AbstractContextManager[bool]:
+        """Hold the locks of a span's stripes; true when an owner before died holding one."""
 
     def close(self) -> None:
         """Hang up."""
 
 
-Opener = Callable[[str, str, bytes, float], Transport]
+Opener = Callable[[str, Entrance], Transport]
 
 
-def open_transport(uri: str, job: str, secret: bytes, timeout_s: float) -> Transport:
+def open_transport(uri: str, entrance: Entrance) -> Transport:
     """Connect to the box at a URI; installed packages may know further schemes.
 
     Raises:
@@ -74,13 +115,13 @@ def open_transport(uri: str, job: str, secret: bytes, timeout_s: float) -> Trans
         PeerLost: when nobody answers there.
     """
     from dlplatform.transports.inproc import InprocTransport
-    from dlplatform.transports.shm import ShmTransport
-    from dlplatform.transports.tcp import TcpTransport
+    from dlplatform.transports.shm import open_shm
+    from dlplatform.transports.stream import open_tcp
 
     known: dict[str, Opener] = {
         "inproc": InprocTransport,
-        "shm": ShmTransport,
-        "tcp": TcpTransport,
+        "shm": open_shm,
+        "tcp": open_tcp,
     }
     scheme = uri.partition("://")[0]
     for entry in entry_points(group="dlplatform.transports", name=scheme):
@@ -92,4 +133,4 @@ def open_transport(uri: str, job: str, secret: bytes, timeout_s: float) -> Trans
             f"box address {uri!r} has no known transport{closest(scheme, known)} - allowed: "
             f"{allowed} - do: write for example tcp://127.0.0.1:7000"
         )
-    return known[scheme](uri, job, secret, timeout_s)
+    return known[scheme](uri, entrance)

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 /* One build serves old and new processors; the loader picks the widest version. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(DLP_PLAIN)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CLONES
@@ -15,29 +15,76 @@
 
 enum { PAGE = 4096, STRIPE = 1 << 18 /* floats: 1 MiB */, CHUNK = 1 << 16 /* floats: 256 KiB */ };
 
-/* y lives in the box, x (and z) with whoever asks. */
-enum operation {
+/* ---- operations (operations.c): reference.py defines each of them ---- */
+
+/* y and the states s, t live in the box; x (and z) with whoever asks. k[] holds the scalars. */
+enum operation_code {
     OP_NONE = -1,
-    OP_SCAL = 0,      /* y = a y */
-    OP_AXPY = 1,      /* y = y + a x */
-    OP_AXPBY = 2,     /* y = a x + b y */
-    OP_ELASTIC = 3,   /* d = a (x - y); y = y + d; x = x - d */
-    OP_DIFFERENCE = 4,/* z = a (x - y); y = y + z */
-    OP_MERGE = 5,     /* y = y + (x - z), or x where y == z; x = z = y */
-    OP_FETCH = 6,     /* y = y + a x; x = y */
+    OP_SCAL = 0,       /* y = k0 y */
+    OP_AXPY = 1,       /* y = y + k0 x */
+    OP_AXPBY = 2,      /* y = k0 x + k1 y */
+    OP_ELASTIC = 3,    /* d = k0 (x - y); y = y + d; x = x - d */
+    OP_DIFFERENCE = 4, /* z = k0 (x - y); y = y + z */
+    OP_MERGE = 5,      /* y = y + (x - z), or x where y == z; x = z = y */
+    OP_FETCH = 6,      /* y = y + k0 x; x = y */
+    OP_COPY = 7,       /* y = x */
+    OP_CLIP = 8,       /* y = y + k0 min(max(x, -k1), k1) */
+    OP_SGD = 9,        /* g = x + k2 y; s = k1 s + g; y = y - k0 (k3 ? g + k1 s : s) */
+    OP_OUTER = 10,     /* g = y - x; s = k1 s + g; y = y - k0 (g + k1 s) */
+    OP_ADAM = 11,      /* k: rate, beta1, beta2, eps, decay, decoupled; s, t: moments; k6: step */
+    OP_DELAY = 12,     /* y = y - k0 (x + k1 x x (y - s)); s = x = y */
 };
 
-/* In front of every segment's data: one robust lock a stripe. */
+/* How the elements of x lie in memory; z and everything in the box are fp32. */
+enum payload_format {
+    FORMAT_FP32 = 0,
+    FORMAT_FP16 = 1,
+    FORMAT_BF16 = 2,
+    FORMAT_INT8 = 3, /* blocks of BLOCK8 elements: one fp32 scale, then int8 each; the last may be short */
+    FORMAT_TOPK = 4, /* `entries` uint32 positions in ascending order, then as many fp32 values */
+};
+enum { BLOCK8 = 256 };
+
+typedef struct {
+    int32_t code, format;
+    uint64_t entries;
+    float k[8];
+} operation;
+
+/* Apply o to n elements. y, s, t point at the first of them; x and z at the start of the span of
+   which they are the elements [at, at + n). s, t, z may be NULL where o does not use them. */
+void dlp_apply(const operation *o, float *y, float *s, float *t, void *x, float *z, size_t at,
+               size_t n);
+size_t dlp_payload_bytes(int format, size_t n, size_t entries);
+int dlp_check_payload(int format, const void *payload, size_t n, size_t entries);
+
+/* ---- segments (memory.c): locks in front, fp32 data behind, room for a shadow after them ---- */
+
 typedef union {
-    pthread_mutex_t mutex;
+    struct {
+        pthread_mutex_t mutex;
+        uint32_t owner;     /* process that holds it */
+        uint32_t abandoned; /* its last owner died holding it: tell the next one */
+        uint64_t version;   /* the segment's version when the stripe changed last */
+        uint32_t saved;     /* the cut for which the shadow holds this stripe */
+    };
     char line[64];
 } stripe_lock;
 
 typedef struct {
     uint64_t magic, floats, stripes, recovered;
-    char line[32];
+    uint64_t version; /* grows with every change of a stripe */
+    uint64_t steps;   /* updates by an optimizer that counts them */
+    uint32_t cut;     /* snapshot being taken: operations of this epoch and later are not in it */
+    char line[76];
     stripe_lock locks[];
 } segment_header;
+
+/* A segment as this process maps it. */
+typedef struct {
+    segment_header *h;
+    float *data, *shadow;
+} segment;
 
 /* A 64-bit number in shared memory that processes can wait for. */
 typedef struct {
@@ -46,10 +93,40 @@ typedef struct {
     char line[48];
 } counter;
 
-void dlp_apply(int op, float *y, float *x, float *z, size_t n, float a, float b);
-int dlp_locked(int op, segment_header *h, float *y, size_t start, size_t n, float *x, float *z,
-               float a, float b, size_t turn);
+/* The gate of a job, as one thread sees it. */
+typedef struct {
+    counter *epoch; /* of operations that begin now */
+    counter *shut;  /* below 0: nobody may enter */
+    counter *slot;  /* the thread's own: 0, or 1 + the epoch of its operation under way */
+} gate;
+
+int dlp_locked(const operation *o, const segment *const *where, size_t start, size_t n, void *x,
+               float *z, size_t at, size_t turn, uint32_t epoch);
 int dlp_lock(segment_header *h, size_t stripe);
 void dlp_unlock(segment_header *h, size_t stripe);
+int64_t dlp_enter(const gate *g);
+void dlp_leave(counter *slot);
+
+/* ---- the log of what a box has done (log.c) ---- */
+
+/* Records go to a file, to a mirror box, or to both; -1 stands for none. */
+typedef struct {
+    pthread_mutex_t mutex;
+    pthread_rwlock_t order; /* operations share it, whoever needs a quiet moment has it alone */
+    int file, mirror;
+    uint64_t position, records, degraded;
+} oplog;
+
+/* In front of every record: head is msgpack made by Python, body is the payload. */
+typedef struct {
+    uint32_t magic, head;
+    uint64_t body, at, n, sum;
+} record;
+
+int dlp_append(oplog *l, record *r, const void *head, const void *body);
+void dlp_log_share(oplog *l);
+void dlp_log_free(oplog *l);
+int dlp_receive(int fd, char *at, size_t n);
+int dlp_transmit(int fd, const char *at, size_t n);
 
 #endif

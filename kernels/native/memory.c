@@ -1,4 +1,4 @@
-/* Memory that processes share: mappings, robust stripe locks, counters to wait for. */
+/* Memory that processes share: mappings, and counters to wait for. */
 #define _GNU_SOURCE
 #include "dlp.h"
 #include <errno.h>
@@ -11,8 +11,6 @@
 #include <time.h>
 #include <unistd.h>
 
-static const uint64_t MAGIC = 0x31786f42706c64; /* "dlpBox1" */
-
 /* ---- mappings: addresses, or a negative errno ---- */
 
 intptr_t dlp_reserve(size_t bytes) {
@@ -20,8 +18,8 @@ intptr_t dlp_reserve(size_t bytes) {
     return p == MAP_FAILED ? -errno : (intptr_t)p;
 }
 
-intptr_t dlp_map(intptr_t at, size_t bytes, int fd, size_t offset) {
-    int flags = MAP_SHARED | MAP_POPULATE | (at ? MAP_FIXED : 0);
+intptr_t dlp_map(intptr_t at, size_t bytes, int fd, size_t offset, int populate) {
+    int flags = MAP_SHARED | (populate ? MAP_POPULATE : MAP_NORESERVE) | (at ? MAP_FIXED : 0);
     void *p = mmap((void *)at, bytes, PROT_READ | PROT_WRITE, flags, fd, (off_t)offset);
     return p == MAP_FAILED ? -errno : (intptr_t)p;
 }
@@ -36,74 +34,6 @@ intptr_t dlp_allocate(size_t bytes) {
 }
 
 int dlp_unmap(intptr_t at, size_t bytes) { return munmap((void *)at, bytes) ? -errno : 0; }
-
-/* ---- stripe locks ---- */
-
-size_t dlp_header_bytes(size_t floats) {
-    size_t stripes = (floats + STRIPE - 1) / STRIPE;
-    size_t bytes = sizeof(segment_header) + stripes * sizeof(stripe_lock);
-    return (bytes + PAGE - 1) / PAGE * PAGE;
-}
-
-int dlp_header_init(segment_header *h, size_t floats) {
-    pthread_mutexattr_t attr;
-    pthread_mutexattr_init(&attr);
-    pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
-    pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
-    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ERRORCHECK); /* EDEADLK, not a deadlock */
-    h->floats = floats;
-    h->stripes = (floats + STRIPE - 1) / STRIPE;
-    int error = 0;
-    for (size_t i = 0; i < h->stripes && !error; i++)
-        error = pthread_mutex_init(&h->locks[i].mutex, &attr);
-    pthread_mutexattr_destroy(&attr);
-    h->magic = MAGIC;
-    return -error;
-}
-
-int dlp_header_check(const segment_header *h, size_t floats) {
-    return h->magic == MAGIC && h->floats == floats;
-}
-
-/* A lock whose owner died is ours; each element saw the dead owner's update at most once. */
-int dlp_lock(segment_header *h, size_t stripe) {
-    int error = pthread_mutex_lock(&h->locks[stripe].mutex);
-    if (error == EOWNERDEAD) {
-        __atomic_fetch_add(&h->recovered, 1, __ATOMIC_RELAXED);
-        error = pthread_mutex_consistent(&h->locks[stripe].mutex);
-    }
-    return -error;
-}
-
-int dlp_try_lock(segment_header *h, size_t stripe) {
-    int error = pthread_mutex_trylock(&h->locks[stripe].mutex);
-    if (error == EOWNERDEAD) {
-        __atomic_fetch_add(&h->recovered, 1, __ATOMIC_RELAXED);
-        error = pthread_mutex_consistent(&h->locks[stripe].mutex);
-    }
-    return -error;
-}
-
-void dlp_unlock(segment_header *h, size_t stripe) { pthread_mutex_unlock(&h->locks[stripe].mutex); }
-
-/* Apply an operation to y[start, start+n), stripe by stripe. x and z belong to start.
-   Workers pass different turns, so that they do not queue up behind one another. */
-int dlp_locked(int op, segment_header *h, float *y, size_t start, size_t n, float *x, float *z,
-               float a, float b, size_t turn) {
-    if (!n) return 0;
-    size_t first = start / STRIPE, count = (start + n - 1) / STRIPE - first + 1;
-    for (size_t k = 0; k < count; k++) {
-        size_t stripe = first + (k + turn) % count;
-        size_t from = stripe * STRIPE < start ? start : stripe * STRIPE;
-        size_t to = (stripe + 1) * STRIPE > start + n ? start + n : (stripe + 1) * STRIPE;
-        int error = dlp_lock(h, stripe);
-        if (error) return error;
-        float *xs = x ? x + (from - start) : NULL, *zs = z ? z + (from - start) : NULL;
-        dlp_apply(op, y + from, xs, zs, to - from, a, b);
-        dlp_unlock(h, stripe);
-    }
-    return 0;
-}
 
 /* ---- counters ---- */
 
@@ -157,5 +87,36 @@ int dlp_counter_wait(counter *c, int64_t at_least, int ms) {
         int interrupted = result == -1 && errno == EINTR;
         __atomic_fetch_sub(&c->waiters, 1, __ATOMIC_SEQ_CST);
         if (interrupted) return dlp_counter_get(c) >= at_least; /* let Python see its signal */
+    }
+}
+
+/* ---- the gate of a job: which epoch an operation belongs to ---- */
+
+/* Say in a slot of one's own that an operation of this epoch is under way; -1 while shut. */
+int64_t dlp_enter(const gate *g) {
+    for (;;) {
+        int64_t now = dlp_counter_get(g->epoch);
+        __atomic_store_n(&g->slot->value, now + 1, __ATOMIC_SEQ_CST);
+        if (dlp_counter_get(g->shut) < 0) {
+            dlp_leave(g->slot);
+            return -1;
+        }
+        if (dlp_counter_get(g->epoch) == now) return now;
+    }
+}
+
+void dlp_leave(counter *slot) {
+    __atomic_store_n(&slot->value, 0, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&slot->waiters, __ATOMIC_SEQ_CST)) dlp_counter_wake(slot);
+}
+
+/* Wait at most ms until the operation in a slot, if of an epoch before `cut`, has ended. */
+int dlp_left(counter *slot, int64_t cut, int ms) {
+    for (int waited = 0;; waited++) {
+        int64_t seen = dlp_counter_get(slot);
+        if (seen == 0 || seen > cut) return 1;
+        if (waited >= ms) return 0;
+        struct timespec millisecond = {0, 1000000};
+        nanosleep(&millisecond, NULL);
     }
 }

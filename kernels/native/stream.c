@@ -33,7 +33,8 @@ static size_t to_border(size_t at, size_t end) {
 static void prepare(int kind, char *out, const char *in, size_t out_n, size_t *done) {
     if (kind != OP_MERGE || done[0] < done[2]) return;
     size_t at = done[2], bytes = to_border(at, out_n);
-    dlp_apply(OP_AXPBY, (float *)(out + at), (float *)(in + at), NULL, bytes / sizeof(float), 1, -1);
+    static const operation gain = {.code = OP_AXPBY, .k = {1, -1}};
+    dlp_apply(&gain, (float *)(out + at), NULL, NULL, (void *)(in + at), NULL, 0, bytes / sizeof(float));
     done[2] += bytes;
 }
 
@@ -42,8 +43,9 @@ static void complete(int kind, char *out, char *in, size_t in_n, size_t at, size
     if (kind == OP_NONE || (done[1] % CHUNK_BYTES && done[1] < in_n)) return;
     size_t start = at / CHUNK_BYTES * CHUNK_BYTES, bytes = done[1] - start;
     if (kind == OP_MERGE) memcpy(out + start, in + start, bytes);
+    static const operation take = {.code = OP_AXPY, .k = {-1}};
     if (kind == OP_ELASTIC)
-        dlp_apply(OP_AXPY, (float *)(out + start), (float *)in, NULL, bytes / sizeof(float), -1, 0);
+        dlp_apply(&take, (float *)(out + start), NULL, NULL, in, NULL, 0, bytes / sizeof(float));
 }
 
 static ssize_t pull(int fd, int kind, char *out, char *in, size_t in_n, size_t *done) {
@@ -128,20 +130,109 @@ int dlp_discard(int fd, size_t n) {
     return 0;
 }
 
-/* Receive x in chunks that stay in the cache and apply each to y[start, start+n) at once.
-   DIFFERENCE answers with the differences, FETCH with the new values. scratch: two chunks. */
-int dlp_receive_apply(int fd, int op, segment_header *h, float *y, size_t start, size_t n,
-                      float a, float b, float *scratch) {
-    float *x = scratch, *z = scratch + CHUNK;
+/* ---- updates that arrive as a stream ---- */
+
+enum { RING = 8 /* chunks of answers kept: more than a worker can be behind (WINDOW) */ };
+
+/* One update under way. `done` outlives the connection, so that a retry goes on from there. */
+typedef struct {
+    operation o;
+    uint64_t start, n, done; /* elements */
+    char *payload;           /* one chunk; for TOPK all of it */
+    float *answers;          /* RING chunks; or NULL */
+    oplog *log;              /* or NULL */
+    const void *head;        /* of its records */
+    uint64_t head_bytes, at; /* at: where a sparse payload's span begins, seen from its positions */
+    uint32_t epoch;
+} update;
+
+size_t dlp_ring_floats(void) { return (size_t)RING * CHUNK; }
+
+static float *answer_at(const update *u, uint64_t i) {
+    return u->answers + i / CHUNK % RING * CHUNK + i % CHUNK;
+}
+
+/* Log a piece of one stripe before it is applied, both under the stripe's lock: the log has the
+   order of the changes. */
+static int logged(update *u, const segment *const *where, size_t n, size_t i, char *x, float *z) {
+    size_t start = u->start + u->done, stripe = start / STRIPE;
+    int sparse = u->o.format == FORMAT_TOPK;
+    size_t at = sparse ? u->at + u->done : i;
+    record r = {.head = (uint32_t)u->head_bytes, .at = u->done, .n = n};
+    r.body = dlp_payload_bytes(u->o.format, sparse ? u->n : n, u->o.entries);
+    dlp_log_share(u->log);
+    int error = dlp_lock(where[0]->h, stripe), held = error >= 0;
+    if (error == -EDEADLK) error = 0;
+    if (error >= 0)
+        error = dlp_append(u->log, &r, u->head, x + (sparse ? 0 : dlp_payload_bytes(u->o.format, i, 0)));
+    if (!error) error = dlp_locked(&u->o, where, start, n, x, z, at, 0, u->epoch);
+    if (held) dlp_unlock(where[0]->h, stripe);
+    dlp_log_free(u->log);
+    return error;
+}
+
+/* Apply m elements from `done` on, a stripe at a time; `done` never lags behind what happened. */
+static int apply_chunk(update *u, const segment *const *where, size_t m, char *x, float *z) {
     int error = 0;
-    for (size_t i = 0, m; i < n && !error; i += m) {
-        m = CHUNK - (start + i) % CHUNK; /* never across a stripe */
-        if (m > n - i) m = n - i;
-        error = receive(fd, (char *)x, m * sizeof *x);
-        if (!error) error = dlp_locked(op, h, y, start + i, m, x, z, a, b, 0);
-        if (error) break;
-        if (op == OP_DIFFERENCE) error = transmit(fd, (char *)z, m * sizeof *z);
-        if (op == OP_FETCH) error = transmit(fd, (char *)x, m * sizeof *x);
+    for (size_t i = 0, n; i < m && !error; i += n) {
+        size_t start = u->start + u->done, border = (start / STRIPE + 1) * STRIPE - start;
+        size_t at = u->o.format == FORMAT_TOPK ? u->at + u->done : i;
+        n = border < m - i ? border : m - i;
+        error = u->log ? logged(u, where, n, i, x, z)
+                       : dlp_locked(&u->o, where, start, n, x, z, at, 0, u->epoch);
+        if (!error) u->done += n;
     }
+    return error;
+}
+
+/* A sparse payload is received whole and checked before it may touch anything. */
+static int receive_sparse(int fd, update *u, const segment *const *where) {
+    size_t bytes = dlp_payload_bytes(u->o.format, u->n, u->o.entries);
+    int error = dlp_receive(fd, u->payload, bytes);
+    if (!error) error = dlp_check_payload(u->o.format, u->payload, u->at + u->n, u->o.entries);
+    return error ? error : apply_chunk(u, where, u->n - u->done, u->payload, NULL);
+}
+
+static int takes_x(int code) { return code == OP_FETCH || code == OP_DELAY; }
+
+/* Receive x from element `done` on, in chunks that stay in the cache, and apply each at once.
+   DIFFERENCE answers with the differences; FETCH, DELAY with the new values. */
+int dlp_receive_apply(int fd, update *u, const segment *const *where) {
+    if (u->o.format == FORMAT_TOPK) return u->done < u->n ? receive_sparse(fd, u, where) : 0;
+    int keeps_z = u->o.code == OP_DIFFERENCE, error = 0;
+    while (u->done < u->n && !error) {
+        size_t m = CHUNK - u->done % CHUNK;
+        if (m > u->n - u->done) m = u->n - u->done;
+        float *answer = u->answers ? answer_at(u, u->done) : NULL;
+        char *x = takes_x(u->o.code) ? (char *)answer : u->payload;
+        error = dlp_receive(fd, x, dlp_payload_bytes(u->o.format, m, 0));
+        if (!error) error = apply_chunk(u, where, m, x, keeps_z ? answer : NULL);
+        if (!error && answer) error = dlp_transmit(fd, (char *)answer, m * sizeof *answer);
+    }
+    return error;
+}
+
+/* Send again the answers of elements [from, done), which the worker has not received. */
+int dlp_answer_again(int fd, const update *u, uint64_t from) {
+    if (from % CHUNK || u->done > from + (uint64_t)RING * CHUNK) return -EINVAL;
+    int error = 0;
+    for (uint64_t i = from, m; i < u->done && !error; i += m) {
+        m = u->done - i < CHUNK ? u->done - i : CHUNK;
+        error = dlp_transmit(fd, (char *)answer_at(u, i), m * sizeof(float));
+    }
+    return error;
+}
+
+/* Apply one record of a log again; the answers are made again, too. */
+int dlp_replay(update *u, const segment *const *where, uint64_t at, size_t n, void *x) {
+    float *answer = u->answers ? answer_at(u, at) : NULL;
+    int sparse = u->o.format == FORMAT_TOPK, error = 0;
+    if (takes_x(u->o.code)) x = memcpy(answer, x, n * sizeof *answer);
+    if (sparse) error = dlp_check_payload(u->o.format, x, u->at + u->n, u->o.entries);
+    if (!error)
+        error = dlp_locked(&u->o, where, u->start + at, n, x,
+                           u->o.code == OP_DIFFERENCE ? answer : NULL, sparse ? u->at + at : 0, 0,
+                           u->epoch);
+    if (!error) u->done = at + n;
     return error;
 }

@@ -143,13 +143,21 @@ def test_operations_mean_what_the_reference_says(
     y, x, z = random(4), random(5, count), random(6, count)
     span = slice(start, start + count)
     z[::3] = y[span][::3]  # merge takes x as it is where nobody moved y
-    buffer = made(join(2), "w", y)
-    a, b = 0.3, -1.7
-    news = getattr(reference, op)(y[span].copy(), x.copy(), z.copy(), a, b)
-    y[span], expected_x, expected_z = news
-    buffer.apply(op, at(x), at(z), a=a, b=b, start=start, count=count)
+    cluster = join(2)
+    buffer = made(cluster, "w", y)
+    states = [np.abs(random(7 + n)) for n in range(cpu.STATES.get(op, 0))]
+    held = [made(cluster, f"state{n}", state) for n, state in enumerate(states)]
+    k = (0.01, 0.9, 0.99, 1e-3, 0.1, 1.0) if op in cpu.STATES else (0.3, 1.7)
+    given = [state[span].copy() for state in states] + [z, z]
+    before = (y[span].copy(), given[0], given[1], x.copy(), z.copy())
+    after = reference.apply(op, *before, (*k, 1.0) if op == "adam" else k)
+    y[span], expected_x, expected_z = after[0], after[3], after[4]
+    for n, state in enumerate(states):
+        state[span] = after[1 + n]
+    buffer.apply(op, at(x), at(z), k=k, states=held, start=start, count=count)
     gained = op == "merge" and place.name != "inproc" and not buffer.mapped
-    for ours, theirs in ((content(buffer), y), (x, expected_x), (z, expected_z)):
+    pairs = [(content(buffer), y), (x, expected_x), (z, expected_z)]
+    for ours, theirs in [*pairs, *zip(map(content, held), states, strict=True)]:
         if gained:  # the gain is rounded once on its way
             np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
         else:

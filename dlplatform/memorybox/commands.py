@@ -1,0 +1,357 @@
+"""The commands of a box: what a worker may ask for, one small function each.
+
+Each gets the box, the session of whoever asks, and its fields. Requests with bytes behind them
+are in ``updates`` and ``server``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from dlplatform.errors import BoxError
+from dlplatform.memorybox.box import command
+from dlplatform.memorybox.cut import Cut
+from dlplatform.memorybox.namespace import EVERYONE, Entry, where
+from dlplatform.memorybox.session import JOINED, Fields, Session
+from kernels import cpu
+
+if TYPE_CHECKING:
+    from dlplatform.memorybox.box import MemoryBox
+
+LARGEST_SUM, LARGEST_NOTICE = 4096, 1 << 18
+BETWEEN = ("axpy", "axpby", "copy", "clip")
+
+
+# -- who is there --------------------------------------------------------------------------
+
+
+@command(changes=True)
+def join(box: MemoryBox, session: Session, rank: int) -> None:
+    """Become worker ``rank`` of the job; two living workers cannot have the same rank."""
+    space = session.space
+    with space.lock:
+        others = [s for s in space.sessions.values() if s is not session and s.rank == rank >= 0]
+        if others:
+            raise BoxError(
+                f"join as worker {rank}: that worker is alive - allowed: a rank of one's own - do: "
+                "choose another job name, or end the other job"
+            )
+        session.rank = int(rank)
+    cpu.counter_set(space.counter(session.member), JOINED)
+    cpu.counter_add(space.counter("members"), 1)
+
+
+@command(changes=True)
+def leave(box: MemoryBox, session: Session) -> None:
+    """Say goodbye: the end of this worker's connections is no death."""
+    session.polite = True
+
+
+# -- segments ------------------------------------------------------------------------------
+
+
+@command(changes=True)
+def create(
+    box: MemoryBox, session: Session, name: str, floats: int, key: str = "", owner: int = EVERYONE
+) -> Fields:
+    """Allocate a segment of a new buffer and return its creation key."""
+    entry = session.space.create(str(name), int(floats), str(key))
+    entry.owner, entry.creator = int(owner), session.token
+    return {"key": entry.key}
+
+
+@command(changes=True)
+def allocate(
+    box: MemoryBox, session: Session, name: str, floats: int, key: str = ""
+) -> Fields:
+    """Find a segment by name or create it, and count one more user (P-BOX 71-91)."""
+    space = session.space
+    with space.lock:
+        entry = space.named(str(name)) or space.create(str(name), int(floats), str(key))
+        attach(box, session, entry.key, int(floats))
+        return {"key": entry.key, "shared_by": entry.shared_by}
+
+
+@command(changes=True)
+def free(box: MemoryBox, session: Session, key: str) -> Fields:
+    """Count one user less; the last one frees the segment (P-BOX 104-172)."""
+    with session.space.lock:
+        left = release(box, session, key)
+        if left["shared_by"] == 0:
+            session.space.delete(session.entry(key))
+        return left
+
+
+@command(changes=True)
+def attach(box: MemoryBox, session: Session, key: str, floats: int) -> None:
+    """Share a segment."""
+    session.space.attach(session.entry(key), int(floats))
+    session.attached[key] += 1
+
+
+@command(changes=True)
+def release(box: MemoryBox, session: Session, key: str) -> Fields:
+    """Stop sharing a segment."""
+    entry = session.entry(key)
+    if not session.attached[key]:
+        return {"shared_by": entry.shared_by}
+    session.attached[key] -= 1
+    return {"shared_by": session.space.release(entry)}
+
+
+@command(changes=True)
+def delete(box: MemoryBox, session: Session, key: str) -> None:
+    """Free a segment that nobody shares."""
+    session.space.delete(session.entry(key))
+
+
+# -- operations between segments of this box -------------------------------------------------
+
+
+@contextmanager
+def operating(session: Session, entries: Sequence[Entry]) -> Iterator[int]:
+    """Keep the memory of segments for one operation of this box; yield its epoch."""
+    name = f"op/{session.token}/box"
+    slot = session.space.counter(name)
+    with session.space.using(*entries):
+        epoch = session.space.gate.enter(slot, name, 0)
+        try:
+            yield epoch
+        finally:
+            cpu.leave(slot)
+
+
+@command(changes=True)
+def apply(
+    box: MemoryBox, session: Session, op: str, keys: list[str], start: int, count: int,
+    k: list[float], source: str = "",
+) -> None:  # fmt: skip
+    """Apply an operation with another segment as x; y, then its states; y is locked by stripes."""
+    takes_x = op != "scal"
+    if op not in ("scal", *BETWEEN, *cpu.STATES) or takes_x != bool(source) or op == "delay":
+        raise BoxError(
+            f"operation {op!r} between segments - allowed: scal, and {', '.join(BETWEEN)}, sgd, "
+            "outer, adam with a source - do: send x with the operation instead"
+        )
+    check_states(op, keys)
+    y = [session.span(key, start, count) for key in keys]
+    x = session.span(source, start, count) if takes_x else None
+    with operating(session, [*y, x] if x else y) as epoch:
+        scalars = counted(op, k, y[0])
+        address = x.mapping.data + 4 * start if x else None
+        order = cpu.operation(op, scalars)
+        cpu.check(cpu.locked(order, where(y), start, count, address, None, 0, 0, epoch))
+
+
+def counted(op: str, k: Sequence[float], y: Entry) -> tuple[float, ...]:
+    """Add the number of the step to the scalars of an optimizer that counts."""
+    scalars = tuple(float(value) for value in k)
+    if op != "adam":
+        return scalars
+    return (*scalars, *[0.0] * (6 - len(scalars)), float(cpu.step(y.mapping.header)))
+
+
+def check_states(op: str, keys: Sequence[str]) -> None:
+    """Refuse an optimizer without its states, and any operation with states it has not."""
+    needed = 1 + cpu.STATES.get(op, 0)
+    if len(keys) != needed or len(set(keys)) != needed:
+        raise BoxError(
+            f"{op} on {len(keys)} segments - allowed: {needed} different ones, the target and its "
+            "states - do: name the buffers of the states"
+        )
+
+
+@command(changes=True)
+def total(
+    box: MemoryBox, session: Session, key: str, sources: list[str], start: int, count: int,
+    scale: float,
+) -> None:  # fmt: skip
+    """Write scale * (sum of the sources, in order) into a segment: bitwise repeatable."""
+    check_sources(sources)
+    y, *regions = [session.span(each, start, count) for each in [key, *sources]]
+    with operating(session, [y, *regions]):
+        x = cpu.pointers([region.mapping.data + 4 * start for region in regions])
+        cpu.sum_into(y.mapping.data + 4 * start, x, len(regions), count, scale)
+
+
+@command(changes=True)
+def average(
+    box: MemoryBox, session: Session, sources: list[str], start: int, count: int, scale: float
+) -> None:
+    """Write scale * (sum of the sources, in order) into every one of them."""
+    check_sources(sources)
+    regions = [session.span(each, start, count) for each in sources]
+    with operating(session, regions):
+        x = cpu.pointers([region.mapping.data + 4 * start for region in regions])
+        cpu.average(x, len(regions), count, scale)
+
+
+@command(changes=True)
+def matrix(
+    box: MemoryBox, session: Session, keys: list[str], shape: list[int], a: float, b: float
+) -> None:
+    """C = a A B + b C for segments C, A, B of this box; shape: rows, inner, columns (P-PS 56)."""
+    rows, inner, columns = (int(n) for n in shape)
+    sizes = (rows * columns, rows * inner, inner * columns)
+    entries = [session.span(key, 0, size) for key, size in zip(keys, sizes, strict=True)]
+    if len({entry.key for entry in entries}) != 3:
+        raise BoxError("matrix needs three different segments - allowed: C, A, B - do: copy one")
+    with operating(session, entries):
+        c, left, right = (entry.mapping.data for entry in entries)
+        cpu.matrix(c, left, right, rows, inner, columns, a, b)
+
+
+def check_sources(keys: list[str]) -> None:
+    """Bound the number of regions to add."""
+    if not 1 <= len(keys) <= LARGEST_SUM:
+        raise BoxError(
+            f"{len(keys)} sources - allowed: 1 to {LARGEST_SUM} - do: name the regions to add"
+        )
+
+
+@command(changes=False)
+def changed(box: MemoryBox, session: Session, key: str, since: int) -> Fields:
+    """Return which stripes changed after a version, and the version of now (P-RDMA 75)."""
+    entry = session.entry(key)
+    with session.space.using(entry):
+        return changed_stripes(entry.mapping.header, entry.floats, int(since))
+
+
+def changed_stripes(header: int, floats: int, since: int) -> Fields:
+    """Ask the header of a segment which of its stripes changed after a version."""
+    most = -(-floats // cpu.STRIPE)
+    stripes, now = (cpu.c_uint32 * most)(), cpu.c_uint64()
+    count = cpu.changed(header, since, stripes, most, cpu.ctypes.addressof(now))
+    return {"stripes": list(stripes[:count]), "version": now.value}
+
+
+# -- consistent views -------------------------------------------------------------------------
+
+
+@command(changes=False)
+def prepare(box: MemoryBox, session: Session, keys: list[str]) -> Fields:
+    """Begin a consistent view of segments; new streamed operations wait for ``commit``."""
+    entries = [session.entry(key) for key in keys]
+    return {"newest": Cut.prepare(session.space, entries, session.token)}
+
+
+@command(changes=False)
+def commit(box: MemoryBox, session: Session, newest: dict[str, int]) -> None:
+    """Let operations go on: only those up to ``newest`` belong to the view."""
+    own_cut(session).commit(newest)
+
+
+@command(changes=False)
+def settled(box: MemoryBox, session: Session, ms: int) -> Fields:
+    """Wait at most ms (up to 1000) until the view holds all that belongs to it."""
+    return {"settled": own_cut(session).wait(min(max(int(ms), 0), 1000))}
+
+
+@command(changes=False)
+def finish(box: MemoryBox, session: Session) -> None:
+    """End the view."""
+    own_cut(session).end()
+
+
+def own_cut(session: Session) -> Cut:
+    """Return the view that this worker began."""
+    cut = session.space.cut
+    if cut is None or cut.token != session.token:
+        raise BoxError("no view was begun - allowed: prepare first - do: use cluster.snapshot()")
+    return cut
+
+
+# -- counters and notices ----------------------------------------------------------------------
+
+
+@command(changes=False)
+def slot(box: MemoryBox, session: Session, name: str) -> Fields:
+    """Return where a counter is in the file of counters."""
+    return {"slot": session.space.slot(name)}
+
+
+@command(changes=False)
+def get(box: MemoryBox, session: Session, name: str) -> Fields:
+    """Return a counter's value."""
+    return {"value": cpu.counter_get(session.space.counter(name))}
+
+
+@command(changes=True)
+def set_(box: MemoryBox, session: Session, name: str, value: int) -> None:
+    """Set a counter."""
+    cpu.counter_set(session.space.counter(name), value)
+
+
+@command(changes=True)
+def add(box: MemoryBox, session: Session, name: str, n: int) -> Fields:
+    """Add to a counter and return what it held before."""
+    return {"value": cpu.counter_add(session.space.counter(name), n)}
+
+
+@command(changes=True)
+def swap(
+    box: MemoryBox, session: Session, name: str, expected: int, desired: int
+) -> Fields:
+    """Compare and swap a counter and return what it held before."""
+    return {"value": cpu.counter_swap(session.space.counter(name), expected, desired)}
+
+
+@command(changes=False)
+def wait(box: MemoryBox, session: Session, name: str, at_least: int, ms: int) -> Fields:
+    """Wait at most ms (up to 1000) for a counter to reach a value."""
+    limit = min(max(int(ms), 0), 1000)
+    return {"reached": bool(cpu.counter_wait(session.space.counter(name), at_least, limit))}
+
+
+@command(changes=True)
+def publish(box: MemoryBox, session: Session, name: str, value: Any) -> None:
+    """Pin a small value to the job's notice board."""
+    packed: bytes = msgpack.packb(value)
+    if len(packed) > LARGEST_NOTICE:
+        raise BoxError(
+            f"publish {name}: {len(packed)} bytes - allowed: {LARGEST_NOTICE} - do: put large "
+            "data into a buffer"
+        )
+    session.space.publish(str(name), packed)
+    cpu.counter_add(session.space.counter("notices"), 1)
+
+
+@command(changes=False)
+def lookup(box: MemoryBox, session: Session, name: str) -> Fields:
+    """Return a value from the notice board, or None."""
+    packed = session.space.notices.get(str(name))
+    return {"value": None if packed is None else msgpack.unpackb(packed)}
+
+
+@command(changes=True)
+def announce(box: MemoryBox, session: Session, event: str) -> Fields:
+    """Count one more report of an event; with the last expected one, tell the named processes."""
+    space = session.space
+    with space.lock:
+        packed = space.notices.get(f"event/{event}")
+        if packed is None:
+            raise BoxError(
+                f"event {event} was not set up - allowed: events of this job - do: set it up first"
+            )
+        setup = msgpack.unpackb(packed)
+        reports = cpu.counter_add(space.counter(f"event/{event}"), 1) + 1
+        if reports % setup["expect"] == 0:
+            for rank in setup["ranks"]:
+                cpu.counter_add(space.counter(f"event/{event}/{rank}"), 1)
+        return {"reports": reports}
+
+
+@command(changes=False)
+def status(box: MemoryBox, session: Session) -> Fields:
+    """Return what the box holds for the job, and in all."""
+    spaces = list(box.spaces.values())
+    return {
+        "jobs": len(spaces),
+        "sessions": sum(len(space.sessions) for space in spaces),
+        "segments": sum(len(space.entries) for space in spaces),
+        "bytes": sum(space.bytes for space in spaces),
+    }

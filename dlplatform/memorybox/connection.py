@@ -1,0 +1,212 @@
+"""Connection: one worker's socket at the box: welcomed, obeyed, and what happens when it ends.
+
+Python only decides; bytes move and operations run in C with the GIL released.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from dlplatform.errors import BoxError, PlatformError
+from dlplatform.memorybox import wire
+from dlplatform.memorybox.box import WRONG_VALUES, MemoryBox, refused
+from dlplatform.memorybox.namespace import Entry
+from dlplatform.memorybox.session import Fields, Lane, Session
+from dlplatform.memorybox.updates import Stream
+from kernels import cpu
+
+if TYPE_CHECKING:
+    from dlplatform.memorybox.server import Server
+
+HANDSHAKE_S = 10.0
+
+
+class Connection:
+    """One socket: a lane of requests, and perhaps the lease of a worker."""
+
+    def __init__(self, server: Server, link: socket.socket) -> None:
+        self.server, self.link = server, link
+        self.box: MemoryBox = server.box
+        self.session: Session | None = None
+        self.lane: Lane | None = None
+        self.lease = False
+        self.held: list[tuple[int, int]] = []
+        self.keeping = ExitStack()
+
+    def welcome(self) -> bool:
+        """Find out in time whether the other side knows the secret."""
+        self.link.settimeout(HANDSHAKE_S)
+        if not wire.welcome(self.link, self.server.secret):
+            return False
+        self.link.settimeout(None)
+        return True
+
+    def serve(self) -> None:
+        """Obey until the worker hangs up."""
+        try:
+            while True:
+                self.answer(wire.receive(self.link))
+        finally:
+            self.close()
+
+    def answer(self, frame: Fields) -> None:
+        """Obey one frame and reply ``ok`` or ``refused``."""
+        command = frame.pop("do", "")
+        try:
+            if command == "open":
+                wire.send(self.link, {"ok": self.open(**frame)})
+            elif isinstance(command, str) and command in self.server.orders:
+                wire.send(self.link, {"ok": self.server.orders[command](self.box, **frame)})
+            else:
+                self._obey(command, frame)
+        except (PlatformError, *WRONG_VALUES) as error:
+            wire.send(self.link, refused(error))
+
+    def _obey(self, command: str, frame: Fields) -> None:
+        session, lane = self.session, self.lane
+        if session is None or lane is None:
+            raise BoxError("no job - allowed: open first - do: name the job")
+        if command == "push":
+            Stream(self.box, session, lane, self.link).push(frame)
+        elif isinstance(command, str) and command in STREAMS:
+            STREAMS[command](self, session, frame)
+        else:
+            wire.send(self.link, self.box.request(session, lane, command, frame))
+
+    def open(
+        self, job: str, token: str, lane: str, lease: bool = False, mirror: str = "",
+        replica: str = "",
+    ) -> Fields:  # fmt: skip
+        """Bind this connection to a job, a worker's incarnation and a lane of its requests."""
+        if self.session is not None:
+            raise BoxError("open twice - allowed: once a connection - do: connect again")
+        session = self.server.meet(job, token, mirror, replica)
+        space = session.space
+        with space.lock:
+            name = f"{token}/{lane}"
+            if name not in space.lanes:
+                space.lanes[name] = Lane(token, name)
+            self.lane, self.session, self.lease = space.lanes[name], session, bool(lease)
+            session.links.add(self.link)
+            session.leases += self.lease
+        self.lane.connected(self.link)
+        can = self.box.limits.can if space.log is None else ("accumulate",)
+        return {
+            "can": list(can), "instance": self.box.instance, "lasting": self.server.lasting,
+            "taken": self.lane.sequence,
+        }  # fmt: skip
+
+    # -- bytes ---------------------------------------------------------------------------
+
+    def read(self, session: Session, frame: Fields) -> None:
+        """Send a span of a segment, as it is or as it was at the cut."""
+        start, count = int(frame.get("start", 0)), int(frame.get("count", 0))
+        entry = session.span(frame.get("key", ""), start, count)
+        fd, mapping = self.link.fileno(), entry.mapping
+        with session.space.using(entry):
+            wire.send(self.link, {"ok": {}}, more=count > 0)
+            if not frame.get("cut"):
+                cpu.check(cpu.transmit(fd, mapping.data + 4 * start, 4 * count))
+            else:
+                self._read_cut(entry, start, count)
+        self.box.tally["out"] += 4 * count
+
+    def _read_cut(self, entry: Entry, start: int, count: int) -> None:
+        assert self.lane is not None
+        scratch = self.lane.room(cpu.CHUNK)
+        for at in range(start, start + count, cpu.CHUNK):
+            part = min(cpu.CHUNK, start + count - at)
+            cpu.check(cpu.read_cut(entry.mapping.pointer, at, part, scratch))
+            cpu.check(cpu.transmit(self.link.fileno(), scratch, 4 * part))
+
+    def map(self, session: Session, frame: Fields) -> None:
+        """Hand the file of a segment, or of the counters, to a worker on this host."""
+        if self.link.family != socket.AF_UNIX or session.space.log is not None:
+            raise BoxError(
+                "map over tcp, or in a logged job - allowed: shm - do: read and write instead"
+            )
+        entries = [session.entry(frame["key"])] if frame.get("key") else []
+        with session.space.using(*entries):
+            file = entries[0].descriptor if entries else session.space.counters_file
+            wire.send(self.link, {"ok": {}})
+            socket.send_fds(self.link, [b"F"], [file])
+
+    # -- locks ---------------------------------------------------------------------------
+
+    def lock(self, session: Session, frame: Fields) -> None:
+        """Lock the stripes of a span until ``unlock``, or until this connection breaks."""
+        start, count = int(frame.get("start", 0)), int(frame.get("count", 1))
+        entry = session.span(frame.get("key", ""), start, max(count, 1))
+        self.keeping.enter_context(session.space.using(entry))
+        told = 0
+        try:
+            for stripe in range(start // cpu.STRIPE, (start + count - 1) // cpu.STRIPE + 1):
+                told |= cpu.check(cpu.lock(entry.mapping.header, stripe))
+                self.held.append((entry.mapping.header, stripe))
+        except OSError as error:
+            self.give_back(cpu.unlock)
+            raise BoxError(
+                f"{entry.name}: lock not obtained: {error.strerror} - allowed: a lock whose owner "
+                "gives it back - do: see what that worker does"
+            ) from None
+        wire.send(self.link, {"ok": {"abandoned": bool(told)}})
+
+    def unlock(self, session: Session, frame: Fields) -> None:
+        """Give all locks of this connection back."""
+        self.give_back(cpu.unlock)
+        wire.send(self.link, {"ok": {}})
+
+    def give_back(self, how: Callable[[int, int], None]) -> None:
+        """Unlock, or abandon, what this connection holds."""
+        while self.held:
+            how(*self.held.pop())
+        self.keeping.close()
+
+    def close(self) -> None:
+        """Free what this connection held; without a goodbye its worker has died."""
+        self.give_back(cpu.abandon)
+        session = self.session
+        if session is None:
+            return
+        with session.space.lock:
+            session.links.discard(self.link)
+            session.leases -= self.lease
+            gone = session.leases == 0 and (self.lease or not session.links)
+        if not gone or session.ended:
+            return
+        certain = session.polite or self.link.family == socket.AF_UNIX
+        if certain and not self.server.lasting:
+            self.box.end(session)
+        else:
+            self.server.end_later(session)
+
+
+STREAMS = {
+    "read": Connection.read, "map": Connection.map, "lock": Connection.lock,
+    "unlock": Connection.unlock,
+}  # fmt: skip
+
+
+def start(server: Server, link: socket.socket) -> None:
+    """Serve a socket that was accepted, to its end."""
+    connection = Connection(server, link)
+    try:
+        with link:
+            wire.keep_alive(link)
+            if connection.welcome():
+                with server.attending():
+                    connection.serve()
+    except OSError:
+        return  # it hung up, or talked nonsense: nobody is left to be told
+    finally:
+        server.count(connected=-1)
+
+
+def spawn(server: Server, link: socket.socket) -> None:
+    """Serve a socket in a thread of its own."""
+    with suppress(RuntimeError):  # no thread left: the worker sees a closed connection
+        threading.Thread(target=start, args=(server, link), daemon=True).start()

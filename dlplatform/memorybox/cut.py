@@ -1,0 +1,153 @@
+"""Cut: a moment of one namespace that can be read while operations go on.
+
+Operations carry the epoch in which they began. A cut ends an epoch: later operations save a
+stripe to its shadow before they first change it; earlier ones still under way change the
+shadow, too. So a cut holds each operation wholly or not at all, and nobody waits for a copy.
+
+Over several boxes the reader asks all of them to hold new operations back (``prepare``),
+takes the newest operation of each worker that any box has seen, and tells it to all
+(``commit``): what is not newer belongs to the cut everywhere.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dlplatform.errors import BoxError
+from dlplatform.memorybox.memory import give_room, take_room
+from kernels import cpu
+
+if TYPE_CHECKING:
+    from dlplatform.memorybox.namespace import Entry, Namespace
+
+GATE = "box/gate"
+HOLD_S = 5.0
+"""Longest time new operations are held back for a reader that does not go on."""
+Tags = dict[str, int]
+
+
+class Gate:
+    """Lets streamed operations in, and knows which epoch each belongs to."""
+
+    def __init__(self, space: Namespace) -> None:
+        self.space = space
+        self.closed_until = 0.0
+        self._mapped = space.counter(GATE)
+        self.admitted: Tags = {}
+        self.newest: Tags = {}
+        self._open = threading.Condition(space.lock)
+
+    def enter(self, slot: int, who: str, number: int) -> int:
+        """Wait while the gate is closed, mark the slot, and return the operation's epoch."""
+        with self._open:
+            while (left := self.closed_until - time.monotonic()) > 0:
+                self._open.wait(left)
+            epoch = self.space.epoch
+            if number and number <= self.newest.get(who, 0):
+                epoch -= 1  # another box had let it in before the cut
+            self.admitted[who] = max(number, self.admitted.get(who, 0))
+            cpu.counter_set(slot, epoch + 1)
+            return epoch
+
+    def close(self) -> Tags:
+        """Hold new operations back; return the newest one of everybody."""
+        with self._open:
+            self.closed_until = time.monotonic() + HOLD_S
+            cpu.counter_set(self._mapped, -1)
+            threading.Timer(HOLD_S, self._give_up, [self.closed_until]).start()
+            return dict(self.admitted)
+
+    def open(self, newest: Tags | None = None) -> None:
+        """Let operations in again; those up to ``newest`` belong to the epoch before."""
+        with self._open:
+            self.newest = newest or {}
+            self.closed_until = 0.0
+            cpu.counter_set(self._mapped, 0)
+            self._open.notify_all()
+
+    def _give_up(self, until: float) -> None:
+        """Open again for a reader that closed the gate and does not go on."""
+        with self._open:
+            if self.closed_until == until:
+                self.open(self.newest)
+
+    def arrived(self) -> bool:
+        """Tell whether every operation that belongs to the cut has come, or never will."""
+        living = self.space.sessions
+        return all(
+            self.admitted.get(who, 0) >= number or who.partition("/")[0] not in living
+            for who, number in self.newest.items()
+        )
+
+
+class Cut:
+    """One consistent view of some segments, from ``commit`` until ``end``.
+
+    Args:
+        space: the namespace.
+        entries: the segments in the view.
+        token: the worker that asked; the view ends with it.
+    """
+
+    def __init__(self, space: Namespace, entries: Sequence[Entry], token: str) -> None:
+        self.space, self.token = space, token
+        self.epoch = space.epoch + 1
+        self.entries: list[Entry] = []
+        try:
+            for entry in entries:
+                give_room(entry.descriptor, entry.shadow, 4 * entry.floats)
+                entry.busy += 1
+                self.entries.append(entry)
+        except BoxError:
+            self.end()
+            raise
+        for entry in self.entries:
+            cpu.cut(entry.mapping.header, self.epoch)
+
+    @staticmethod
+    def prepare(space: Namespace, entries: Sequence[Entry], token: str) -> Tags:
+        """Begin a cut and hold new operations back until it is committed."""
+        with space.lock:
+            if space.cut is not None:
+                raise BoxError(
+                    f"a snapshot of job {space.name} is being read - allowed: one at a time - do: "
+                    "try again in a moment"
+                )
+            space.cut = Cut(space, entries, token)
+        return space.gate.close()
+
+    def commit(self, newest: Tags | None = None) -> None:
+        """Begin the next epoch: what starts from now on is not in the view."""
+        with self.space.lock:
+            cpu.counter_set(self.space.epoch_at, self.epoch)
+            self.space.gate.open(newest)
+
+    def wait(self, ms: int) -> bool:
+        """Wait until every operation of the epochs before has ended."""
+        end = time.monotonic() + ms / 1000
+        while True:
+            with self.space.lock:
+                slots = [n for n in self.space.slots if n.startswith("op/")]
+                addresses = [self.space.counter(name) for name in slots]
+                if self.space.gate.arrived() and all(
+                    cpu.left(address, self.epoch, 0) for address in addresses
+                ):
+                    return True
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.0005)
+
+    def end(self) -> None:
+        """Forget the view and give its memory back."""
+        with self.space.lock:
+            for entry in self.entries:
+                cpu.cut(entry.mapping.header, 0)
+                take_room(entry.descriptor, entry.shadow, 4 * entry.floats)
+                entry.busy -= 1
+                self.space.free_unused(entry)
+            if self.space.cut is self:
+                self.space.cut = None
+            self.space.gate.open()

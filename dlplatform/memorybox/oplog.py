@@ -1,0 +1,133 @@
+"""OpLog: what was done to a namespace, in order: in a file, at a mirror box, or both.
+
+A record is written before its change becomes visible and before anybody is told of it. So a box
+that restarts from a snapshot and its log holds every acknowledged update, once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from dlplatform.errors import EnvironmentMissing
+from kernels import cpu
+
+RECORD = ctypes.sizeof(cpu.Record)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record read back: its head, and its payload for elements [at, at + n)."""
+
+    head: dict[str, Any]
+    at: int
+    n: int
+    body: bytes
+
+
+class OpLog:
+    """The log of one namespace; a record that cannot be written prevents its change."""
+
+    def __init__(self) -> None:
+        self._memory = ctypes.create_string_buffer(cpu.log_bytes())
+        self.address = ctypes.addressof(self._memory)
+        cpu.check(cpu.log_init(self.address))
+        self.path: Path | None = None
+        self._file = self._mirror = -1
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep all other changes out for a moment."""
+        cpu.log_alone(self.address)
+        try:
+            yield
+        finally:
+            cpu.log_free(self.address)
+
+    def write_to(self, path: Path) -> None:
+        """Continue in this file, behind what it holds; call it alone."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        cpu.log_file(self.address, descriptor, end)
+        self._close_file()
+        self._file, self.path = descriptor, path
+
+    def send_to(self, descriptor: int) -> None:
+        """Send every further record to a mirror; each is answered before the change."""
+        self._mirror = descriptor
+        cpu.log_mirror(self.address, descriptor)
+
+    def append(self, head: dict[str, Any]) -> None:
+        """Write a record without payload; call it alone."""
+        packed = msgpack.packb(head)
+        record = cpu.Record(head=len(packed))
+        self.check(cpu.append(self.address, ctypes.addressof(record), packed, None))
+
+    def check(self, result: int) -> None:
+        """Turn a failure to write into the refusal of the change."""
+        if result < 0:
+            raise EnvironmentMissing(
+                f"the log {self.path or 'of the mirror'} cannot be written: "
+                f"{os.strerror(-result)} - allowed: a disk with room - do: make room; the update "
+                "was not done"
+            )
+
+    @property
+    def position(self) -> int:
+        """Return how many bytes the file holds."""
+        return int(cpu.log_position(self.address))
+
+    @property
+    def degraded(self) -> int:
+        """Return 1 when the mirror is lost, 2 when the file is."""
+        return int(cpu.log_degraded(self.address))
+
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def close(self) -> None:
+        """Stop writing."""
+        with self.alone():
+            cpu.log_file(self.address, -1, 0)
+            cpu.log_mirror(self.address, -1)
+            self._close_file()
+
+
+def check_record(raw: bytes) -> cpu.Record | None:
+    """Return the front of a record, or None for bytes that are none."""
+    if len(raw) < RECORD:
+        return None
+    record = cpu.Record.from_buffer_copy(raw)
+    return record if cpu.record_check(ctypes.addressof(record)) else None
+
+
+def entry_of(record: cpu.Record, head: bytes, body: bytes) -> Entry | None:
+    """Return a record read back; None when a part of it is torn or damaged."""
+    if len(head) < record.head or len(body) < record.body:
+        return None
+    if cpu.record_sum(ctypes.addressof(record), head, body) != record.sum:
+        return None
+    return Entry(msgpack.unpackb(head), record.at, record.n, body)
+
+
+def read(path: Path) -> Iterator[Entry]:
+    """Yield the records of a file, and cut off what a killed box left half-written."""
+    with open(path, "r+b") as file:
+        good = 0
+        while record := check_record(file.read(RECORD)):
+            entry = entry_of(record, file.read(record.head), file.read(record.body))
+            if entry is None:
+                break
+            good = file.tell()
+            yield entry
+        file.truncate(good)

@@ -1,0 +1,241 @@
+"""Updates that arrive as a stream of bytes: checked, applied while they arrive, done once.
+
+An update's ``done`` elements are remembered with its lane. When the connection breaks, the
+worker sends the same request again on a new one, is told how far the box has come, and both
+go on from there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from dlplatform.errors import BoxError, EnvironmentMissing, PlatformError
+from dlplatform.memorybox import wire
+from dlplatform.memorybox.box import WRONG_VALUES, MemoryBox, refused
+from dlplatform.memorybox.commands import check_states, counted
+from dlplatform.memorybox.namespace import Entry, where
+from dlplatform.memorybox.session import Fields, Lane, Session
+from kernels import cpu
+
+ANSWERING = ("difference", "fetch", "delay")
+STREAMED = ("axpy", "axpby", "copy", "clip", "sgd", "outer", "adam", *ANSWERING)
+LARGEST = 1 << 40
+OURS = (
+    *(errno.EINVAL, errno.EBUSY, errno.ENOTRECOVERABLE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EIO, errno.ESTALE),
+)
+"""What locks, logs and payloads say; every other error is the connection's."""
+
+
+@dataclass
+class Arrival:
+    """One update under way: where it goes, and the kernels' record of it."""
+
+    entries: list[Entry]
+    update: cpu.Update
+    head: bytes
+
+    @property
+    def answers(self) -> bool:
+        """Tell whether the worker gets bytes back."""
+        return bool(self.update.answers)
+
+
+def refuse_payload(op: str, format: str, entries: int, count: int, start: int) -> None:
+    """Refuse a payload that cannot be what it says."""
+    if op not in STREAMED:
+        raise BoxError(f"operation {op!r} - allowed: {', '.join(STREAMED)} - do: name one of them")
+    plain = format == "fp32" or op not in ANSWERING
+    if format not in cpu.FORMATS or not plain:
+        raise BoxError(
+            f"{op} with a payload of {format!r} - allowed: {', '.join(cpu.FORMATS)}; fp32 only for "
+            f"{', '.join(ANSWERING)} - do: pack it otherwise"
+        )
+    if not 0 <= entries <= count or (format == "int8" and start % cpu.BLOCK8):
+        raise BoxError(
+            f"payload of {entries} entries for elements {start} to {start + count} - allowed: at "
+            f"most one an element, and int8 from a multiple of {cpu.BLOCK8} on - do: check both"
+        )
+
+
+def arrival(session: Session, lane: Lane, frame: Fields) -> Arrival:
+    """Check a request to update a span, and prepare its record."""
+    op, format = str(frame["op"]), str(frame.get("format", "fp32"))
+    start, count, entries = (int(frame.get(n, 0)) for n in ("start", "count", "entries"))
+    keys: Sequence[str] = frame["keys"]
+    refuse_payload(op, format, entries, count, start)
+    check_states(op, keys)
+    y = [session.span(key, start, count) for key in keys]
+    k = counted(op, frame.get("k", ()), y[0])
+    update = cpu.Update(cpu.operation(op, k, format, entries), start=start, n=count)
+    update.at = int(frame.get("at", 0)) if format == "topk" else 0
+    return Arrival(y, place(lane, update), b"")
+
+
+def place(lane: Lane, update: cpu.Update) -> cpu.Update:
+    """Give an update the memory of its lane."""
+    order = update.operation
+    sparse = order.format == cpu.FORMATS["topk"]
+    size = cpu.payload_bytes(order.format, update.n if sparse else cpu.CHUNK, order.entries)
+    update.payload = lane.room(max(-(-size // 4), cpu.CHUNK))
+    if order.code in [cpu.OPERATIONS[name] for name in ANSWERING]:
+        update.answers = lane.ring()
+    return update
+
+
+def head_of(session: Session, lane: Lane, made: Arrival) -> bytes:
+    """Return what every record of an update begins with."""
+    update = made.update
+    packed: bytes = msgpack.packb(
+        {
+            "op": bytes(update.operation), "keys": [entry.key for entry in made.entries],
+            "start": update.start, "count": update.n, "from": update.at, "epoch": update.epoch,
+            "token": session.token, "lane": lane.name, "seq": lane.sequence,
+        }
+    )  # fmt: skip
+    return packed
+
+
+class Stream:
+    """The updates of one connection.
+
+    Args:
+        box: keeps the tally.
+        session: of the worker.
+        lane: the row of its requests that this connection carries.
+        link: the socket.
+    """
+
+    def __init__(self, box: MemoryBox, session: Session, lane: Lane, link: socket.socket) -> None:
+        self.box, self.session, self.lane, self.link = box, session, lane, link
+
+    def push(self, frame: Fields) -> None:
+        """Obey one update: a new one, or one that is sent again."""
+        lane = self.lane
+        with lane.busy:
+            try:
+                if lane.take(int(frame.get("seq", 0))):
+                    lane.made = self._begin(frame)
+                elif lane.made is None and lane.reply is None:
+                    raise BoxError("the update is lost - allowed: none - do: report this")
+            except (PlatformError, *WRONG_VALUES) as error:
+                lane.reply, lane.made = refused(error), None
+                self._throw_away(frame)
+            if "received" in frame:
+                self._resume(int(frame["received"]))
+            if lane.reply is None:
+                assert lane.made is not None
+                self._run(lane.made, "received" in frame)
+            wire.send(self.link, lane.reply or {})
+
+    def _begin(self, frame: Fields) -> Arrival:
+        space, lane = self.session.space, self.lane
+        made = arrival(self.session, lane, frame)
+        thread, number = frame.get("tag", ("", 0))
+        slot = space.counter(f"op/{self.session.token}/{lane.name}")
+        who = f"{self.session.token}/{thread}"
+        made.update.epoch = space.gate.enter(slot, who, int(number))
+        if space.log is not None:
+            made.head = head_of(self.session, lane, made)
+            made.update.log = space.log.address
+            made.update.head = ctypes.cast(made.head, ctypes.c_void_p).value
+            made.update.head_bytes = len(made.head)
+        return made
+
+    def _resume(self, received: int) -> None:
+        """Say how far the box has come; send answers again that were lost."""
+        made = self.lane.made
+        done = made.update.done if made else 0
+        wire.send(self.link, {"done": done, "finished": self.lane.reply is not None})
+        if made and made.answers and received < done:
+            fd = self.link.fileno()
+            cpu.check(cpu.answer_again(fd, ctypes.addressof(made.update), received))
+
+    def _run(self, made: Arrival, again: bool) -> None:
+        if made.answers and not again:
+            wire.send(self.link, {"ok": {}})
+        space, lane, update = self.session.space, self.lane, made.update
+        before = update.done
+        try:
+            with space.using(*made.entries):
+                fd = self.link.fileno()
+                cpu.check(cpu.receive_apply(fd, ctypes.addressof(update), where(made.entries)))
+            lane.reply = {"ok": {}}
+        except BoxError as error:  # deleted meanwhile
+            self._failed(error)
+        except OSError as error:
+            if error.errno not in OURS:
+                raise
+            kind = EnvironmentMissing if update.log else BoxError
+            self._failed(kind(stopped(update, error)))
+        finally:
+            self.box.tally["in"] += 4 * (update.done - before)
+            if lane.reply is not None:
+                slot = space.counter(f"op/{self.session.token}/{lane.name}")
+                cpu.leave(slot)
+
+    def _failed(self, error: PlatformError) -> None:
+        """Refuse what cannot go on; nobody knows which bytes are still to come."""
+        self.lane.reply = refused(error)
+        wire.send(self.link, self.lane.reply)
+        raise ConnectionAbortedError(str(error))
+
+    def _throw_away(self, frame: Fields) -> None:
+        """Read the bytes of a refused update (of an answering one: those sent ahead)."""
+        if "received" in frame:
+            return  # nothing follows before the answer
+        cpu.check(cpu.discard(self.link.fileno(), payload_of(frame)))
+
+
+def stopped(update: cpu.Update, error: OSError) -> str:
+    """Say what kept an update from being finished."""
+    if error.errno == errno.EINVAL:
+        return (
+            "the positions of a sparse payload are not ascending, or outside the span - allowed: "
+            "what Payload packs - do: report this"
+        )
+    return (
+        f"update stopped after {update.done} of {update.n} elements: {error.strerror} - allowed: a "
+        "log with room on its disk, and stripes whose owner goes on - do: see the disk and the "
+        "workers of this box; the update was not acknowledged"
+    )
+
+
+def payload_of(frame: Fields) -> int:
+    """Return how many bytes follow a request to update, whatever else is wrong with it.
+
+    Raises:
+        ConnectionError: when nobody can tell.
+    """
+    count, entries, format = frame.get("count"), frame.get("entries", 0), frame.get("format", "fp32")
+    numbers = isinstance(count, int) and isinstance(entries, int)
+    if not numbers or not 0 <= count <= LARGEST or not 0 <= entries <= LARGEST:
+        raise ConnectionError("unbounded stream")
+    if not isinstance(format, str) or format not in cpu.FORMATS:
+        raise ConnectionError("unbounded stream")
+    size = int(cpu.payload_bytes(cpu.FORMATS[format], count, entries))
+    return min(size, wire.AHEAD) if frame.get("op") in ANSWERING else size
+
+
+def replay(session: Session, lane: Lane, head: Fields, at: int, n: int, body: Any) -> None:
+    """Do again what one record says, as it was done."""
+    if lane.take(int(head["seq"])) or lane.made is None:
+        order = cpu.Operation.from_buffer_copy(head["op"])
+        update = cpu.Update(order, start=head["start"], n=head["count"], epoch=head["epoch"])
+        update.at = head["from"]
+        entries = [session.space.entry(key) for key in head["keys"]]
+        lane.made = Arrival(entries, place(lane, update), b"")
+        if order.code == cpu.OPERATIONS["adam"]:
+            cpu.step(entries[0].mapping.header)
+    made = lane.made
+    pointer = ctypes.addressof(made.update)
+    cpu.check(cpu.replay(pointer, where(made.entries), at, n, body))
+    if made.update.done >= made.update.n:
+        lane.reply = {"ok": {}}

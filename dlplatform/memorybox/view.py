@@ -1,0 +1,89 @@
+"""View: buffers as they were at one moment, read while operations go on.
+
+For several buffers that belong together, a GAN's generator, discriminator and classifier say:
+each operation is in the view wholly or not at all, and with an operation all those that its
+worker did before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from dlplatform.errors import BoxError, PeerLost, PlatformError
+
+if TYPE_CHECKING:
+    from dlplatform.memorybox.buffer import SharedBuffer
+    from dlplatform.memorybox.cluster import Cluster
+
+AGAIN_S, SLICE_MS = 0.02, 200
+
+
+class View:
+    """A consistent view of buffers, from ``with`` to its end; one at a time in a job."""
+
+    def __init__(self, cluster: Cluster, buffers: Sequence[SharedBuffer]) -> None:
+        self.cluster, self.buffers = cluster, buffers
+        self._begun: list[int] = []
+
+    def __enter__(self) -> View:
+        try:
+            newest = self._prepare()
+            for box in range(len(self.cluster.transports)):
+                self._call(box, "commit", newest=newest)
+            for box in range(len(self.cluster.transports)):
+                self._settle(box)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _call(self, box: int, command: str, **fields: object) -> dict[str, object]:
+        return self.cluster.transports[box].call(command, **fields)
+
+    def _prepare(self) -> dict[str, int]:
+        """Begin in every box, the first one first: it settles who reads."""
+        newest: dict[str, int] = {}
+        end = time.monotonic() + self.cluster.timeout_s
+        for box in range(len(self.cluster.transports)):
+            keys = [b.key for b in self.buffers for s in b.segments if s.box == box]
+            while True:
+                try:
+                    seen = self._call(box, "prepare", keys=keys)["newest"]
+                    break
+                except BoxError as error:
+                    if "is being read" not in str(error) or time.monotonic() > end:
+                        raise
+                    time.sleep(AGAIN_S)
+            self._begun.append(box)
+            assert isinstance(seen, dict)
+            for who, number in seen.items():
+                newest[who] = max(number, newest.get(who, 0))
+        return newest
+
+    def _settle(self, box: int) -> None:
+        end = time.monotonic() + self.cluster.timeout_s
+        while not self._call(box, "settled", ms=SLICE_MS)["settled"]:
+            self.cluster.check()
+            if time.monotonic() > end:
+                raise PeerLost(
+                    f"an operation under way did not end within {self.cluster.timeout_s:g} s - "
+                    "allowed: cluster.timeout_s - do: look for a stuck worker"
+                )
+
+    def read(
+        self, buffer: SharedBuffer, into: int, start: int = 0, count: int | None = None
+    ) -> None:
+        """Copy a span of a buffer in the view to local memory."""
+        buffer.read_view(into, start, count)
+
+    def close(self) -> None:
+        """End the view; the boxes take back the memory it needed."""
+        while self._begun:
+            with suppress(PlatformError):
+                self._call(self._begun.pop(), "finish")
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
