@@ -125,6 +125,9 @@ _int, _none = c_int, None
 apply = _function("dlp_apply", _none, POINTER(Operation), *[_address] * 5, _size, _size)
 sum_into = _function("dlp_sum", _none, _address, POINTER(c_void_p), _size, _size, c_float)
 average = _function("dlp_average", _none, POINTER(c_void_p), _size, _size, c_float)
+combine = _function(
+    "dlp_combine", _none, POINTER(c_void_p), _size, POINTER(c_void_p), _size, _size, c_float
+)
 norm = _function("dlp_norm", c_double, _address, _size)
 matrix = _function("dlp_matrix", _none, *[_address] * 3, *[_size] * 3, c_float, c_float)
 payload_bytes = _function("dlp_payload_bytes", _size, _int, _size, _size)
@@ -143,7 +146,7 @@ patience = _function("dlp_patience", _none, _int)
 header_bytes = _function("dlp_header_bytes", _size, _size)
 header_init = _function("dlp_header_init", _int, _address, _size)
 header_check = _function("dlp_header_check", _int, _address, _size)
-lock = _function("dlp_lock", _int, _address, _size)
+lock = _function("dlp_lock_told", _int, _address, _size)
 try_lock = _function("dlp_try_lock", _int, _address, _size)
 unlock = _function("dlp_unlock", _none, _address, _size)
 abandon = _function("dlp_abandon", _none, _address, _size)

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from dlplatform.errors import BoxError, PlatformError, closest
 from dlplatform.memorybox.namespace import Namespace
 from dlplatform.memorybox.oplog import OpLog
-from dlplatform.memorybox.session import Fields, Lane, Session
+from dlplatform.memorybox.session import Fields, Lane, Session, later
 
 WRONG_VALUES = (TypeError, ValueError, OverflowError, KeyError, ctypes.ArgumentError)
 CAN = ("accumulate", "map")
+TALLY = ("requests", "in", "out", "refused")
 
 
 @dataclass
@@ -72,7 +73,9 @@ class MemoryBox:
     lock: threading.RLock = field(default_factory=threading.RLock)
     draining: bool = False
     born: float = field(default_factory=time.monotonic)
-    tally: dict[str, int] = field(default_factory=lambda: {"requests": 0, "in": 0, "out": 0})
+    tally: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TALLY, 0))
+    tell: Callable[..., None] = lambda event, **fields: None
+    """Called with every event and its fields; see ``watching``."""
     on_new: list[Callable[[Namespace], None]] = field(default_factory=list)
     on_gone: list[Callable[[Namespace], None]] = field(default_factory=list)
 
@@ -130,16 +133,24 @@ class MemoryBox:
 
     def end(self, session: Session) -> None:
         """End a worker's incarnation; forget an empty job."""
-        space = session.space
-        if space.log is not None and not session.ended:
+        space, first = session.space, not session.ended
+        if space.log is not None and first:
             with space.log.alone():
                 space.log.append({"do": "end", "token": session.token, "polite": session.polite})
                 session.end()
         else:
             session.end()
+        if first and session.rank >= 0:
+            how = "worker left" if session.polite else "worker died"
+            self.tell(how, job=space.name, rank=session.rank)
         if self.limits.keep_s and not space.sessions:
-            threading.Timer(self.limits.keep_s, self.forget, [space]).start()
+            later(self.limits.keep_s, self._expire, space, len(space.dead))
         else:
+            self.forget(space)
+
+    def _expire(self, space: Namespace, dead: int) -> None:
+        """Forget a job unless somebody has come, and perhaps left, since."""
+        if len(space.dead) == dead:
             self.forget(space)
 
     def forget(self, space: Namespace) -> None:
@@ -172,7 +183,6 @@ class MemoryBox:
 
     def request(self, session: Session, lane: Lane, name: str, fields: Fields) -> Fields:
         """Answer a request; one that changes something and was answered before, as before."""
-        self.tally["requests"] += 1
         sequence = fields.pop("seq", 0)
         known = COMMANDS.get(name) if isinstance(name, str) else None
         if known is None or not known.changes:
@@ -203,7 +213,18 @@ class MemoryBox:
         try:
             return {"ok": self.obey(session, name, fields)}
         except (PlatformError, *WRONG_VALUES) as error:
-            return refused(error)
+            return self.refuse(error, str(name), session.space.name)
+
+    def refuse(self, error: Exception, command: str, job: str) -> Fields:
+        """Count a refusal, and return the reply that says so."""
+        self.tally["refused"] += 1
+        self.tell("refused", level="warning", command=command, job=job, reason=str(error))
+        return refused(error)
+
+    def count(self, space: Namespace, what: str, n: int = 1) -> None:
+        """Add to the figures of the box and of a job."""
+        self.tally[what] += n
+        space.tally[what] += n
 
 
 def refused(error: Exception) -> Fields:

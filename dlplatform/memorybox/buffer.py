@@ -123,8 +123,11 @@ class SharedBuffer(Operations):
 
     def read(self, into: int = 0, start: int = 0, count: int | None = None) -> None:
         """Copy shared to local: a span to address ``into`` (default: the local region)."""
-        start, count = self._span(start, count)
         self.read_at = time.monotonic()
+        if self._only is not None and into and not start and count is None:
+            self._only.read(self.key, 0, self.length, into)
+            return
+        start, count = self._span(start, count)
         if not into and self.mapped:
             return
         into = into or self.region + 4 * start
@@ -137,6 +140,9 @@ class SharedBuffer(Operations):
 
     def write(self, data: int = 0, start: int = 0, count: int | None = None) -> None:
         """Copy local to shared: a span from address ``data`` (default: the local region)."""
+        if self._only is not None and data and not start and count is None:
+            self.apply("copy", data)
+            return
         start, count = self._span(start, count)
         if not data and self.mapped:
             return
@@ -257,13 +263,30 @@ class SharedBuffer(Operations):
             self.cluster.transports[segment.box].call("delete", key=self.key)
 
 
-def average(regions: Sequence[SharedBuffer], start: int, count: int, scale: float) -> None:
-    """Write scale * (sum of the regions in order) into every region, over one span."""
+def average(
+    regions: Sequence[SharedBuffer], start: int, count: int, scale: float,
+    mine: tuple[int, int] | None = None,
+) -> None:  # fmt: skip
+    """Write scale * (sum of the regions in order) into every region, over one span.
+
+    Args:
+        regions: one of each worker, all cut alike.
+        start: first element of the span.
+        count: its elements.
+        scale: 1 / workers for the mean.
+        mine: (index, address): one worker's part is taken from private memory, where its span
+            begins, instead of its region; mapped boxes only. So it need not be copied first.
+    """
     first = regions[0]
     if first.mapped:
-        at = cpu.pointers([region.region + 4 * start for region in regions])
-        cpu.average(at, len(regions), count, scale)
+        addresses = [region.region + 4 * start for region in regions]
+        x = cpu.pointers([*addresses])
+        if mine is not None:
+            x[mine[0]] = mine[1]
+        cpu.combine(x, len(regions), cpu.pointers(addresses), len(regions), count, scale)
         return
+    if mine is not None:
+        regions[mine[0]].write(mine[1], start, count)
     keys = [region.key for region in regions]
 
     def run(t: Transport, s: int, n: int, _: int) -> None:

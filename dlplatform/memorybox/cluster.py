@@ -45,6 +45,7 @@ class Cluster:
         secret: what the boxes were started with.
         timeout_s: patience with a box that does not answer, and with workers that do not come.
         replicas: 1: every box is mirrored by the next one, and workers go on there if it dies.
+        ca: file of the authority that vouches for ``tls://`` boxes; empty: DLP_CA, or the system.
     """
 
     window_s = 0.0
@@ -52,14 +53,14 @@ class Cluster:
 
     def __init__(
         self, boxes: Sequence[str], job: str = "job", secret: bytes = b"", timeout_s: float = 60.0,
-        replicas: int = 0,
+        replicas: int = 0, ca: str = "",
     ) -> None:  # fmt: skip
         if not boxes:
             raise UsageError("cluster.boxes=[]: 0 boxes - allowed: 1 or more - do: name a box")
         self.job, self.timeout_s = job, timeout_s
         self.transports: list[Transport] = []
         mirrors = mirrored(list(boxes), replicas)
-        self.entrance = Entrance(job, secret, timeout_s, mirrors=mirrors)
+        self.entrance = Entrance(job, secret, timeout_s, mirrors=mirrors, ca=ca)
         try:
             for uri in boxes:
                 self.transports.append(open_transport(uri, self.entrance))

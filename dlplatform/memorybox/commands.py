@@ -43,6 +43,7 @@ def join(box: MemoryBox, session: Session, rank: int) -> None:
         session.rank = int(rank)
     cpu.counter_set(space.counter(session.member), JOINED)
     cpu.counter_add(space.counter("members"), 1)
+    box.tell("worker joined", job=space.name, rank=session.rank)
 
 
 @command(changes=True)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from dlplatform.errors import BoxError, PlatformError
+from dlplatform.memorybox import replica
 from dlplatform.memorybox import wire
-from dlplatform.memorybox.box import WRONG_VALUES, MemoryBox, refused
+from dlplatform.memorybox.box import WRONG_VALUES, MemoryBox
 from dlplatform.memorybox.namespace import Entry
 from dlplatform.memorybox.session import Fields, Lane, Session
 from dlplatform.memorybox.updates import Stream
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dlplatform.memorybox.server import Server
 
 HANDSHAKE_S = 10.0
+Shield = Callable[[socket.socket], socket.socket]
 
 
 class Connection:
@@ -59,17 +61,22 @@ class Connection:
         try:
             if command == "open":
                 wire.send(self.link, {"ok": self.open(**frame)})
+            elif command == "mirror" and self.session is None:
+                replica.receive(self.server, self.link, str(frame["job"]), str(frame["origin"]))
+                raise ConnectionAbortedError("the mirrored box is gone")
             elif isinstance(command, str) and command in self.server.orders:
                 wire.send(self.link, {"ok": self.server.orders[command](self.box, **frame)})
             else:
                 self._obey(command, frame)
         except (PlatformError, *WRONG_VALUES) as error:
-            wire.send(self.link, refused(error))
+            job = self.session.space.name if self.session else ""
+            wire.send(self.link, self.box.refuse(error, str(command), job))
 
     def _obey(self, command: str, frame: Fields) -> None:
         session, lane = self.session, self.lane
         if session is None or lane is None:
             raise BoxError("no job - allowed: open first - do: name the job")
+        self.box.count(session.space, "requests")
         if command == "push":
             Stream(self.box, session, lane, self.link).push(frame)
         elif isinstance(command, str) and command in STREAMS:
@@ -79,14 +86,17 @@ class Connection:
 
     def open(
         self, job: str, token: str, lane: str, lease: bool = False, mirror: str = "",
-        replica: str = "",
+        replicated: Sequence[str] = (),
     ) -> Fields:  # fmt: skip
         """Bind this connection to a job, a worker's incarnation and a lane of its requests."""
         if self.session is not None:
             raise BoxError("open twice - allowed: once a connection - do: connect again")
-        session = self.server.meet(job, token, mirror, replica)
+        session = self.server.meet(job, token, mirror, replicated)
         space = session.space
+        if space.log is not None and space.log.moved:
+            return {"moved": True}
         with space.lock:
+            space.taken_over = space.taken_over or bool(mirror)
             name = f"{token}/{lane}"
             if name not in space.lanes:
                 space.lanes[name] = Lane(token, name)
@@ -96,7 +106,7 @@ class Connection:
         self.lane.connected(self.link)
         can = self.box.limits.can if space.log is None else ("accumulate",)
         return {
-            "can": list(can), "instance": self.box.instance, "lasting": self.server.lasting,
+            "can": list(can), "instance": self.box.instance, "lasting": bool(self.server.lasting),
             "taken": self.lane.sequence,
         }  # fmt: skip
 
@@ -113,7 +123,7 @@ class Connection:
                 cpu.check(cpu.transmit(fd, mapping.data + 4 * start, 4 * count))
             else:
                 self._read_cut(entry, start, count)
-        self.box.tally["out"] += 4 * count
+        self.box.count(session.space, "out", 4 * count)
 
     def _read_cut(self, entry: Entry, start: int, count: int) -> None:
         assert self.lane is not None
@@ -191,22 +201,27 @@ STREAMS = {
 }  # fmt: skip
 
 
-def start(server: Server, link: socket.socket) -> None:
+def start(server: Server, link: socket.socket, shield: Shield | None) -> None:
     """Serve a socket that was accepted, to its end."""
-    connection = Connection(server, link)
+    near = link
     try:
-        with link:
-            wire.keep_alive(link)
-            if connection.welcome():
-                with server.attending():
-                    connection.serve()
+        wire.keep_alive(link)
+        if shield is not None:
+            near = shield(link)
+        connection = Connection(server, near)
+        if connection.welcome():
+            with server.attending():
+                connection.serve()
+        else:
+            server.box.tell("stranger", level="warning", reason="it does not know the secret")
     except OSError:
         return  # it hung up, or talked nonsense: nobody is left to be told
     finally:
+        near.close()
         server.count(connected=-1)
 
 
-def spawn(server: Server, link: socket.socket) -> None:
-    """Serve a socket in a thread of its own."""
+def spawn(server: Server, link: socket.socket, shield: Shield | None = None) -> None:
+    """Serve a socket in a thread of its own; ``shield`` puts TLS around it."""
     with suppress(RuntimeError):  # no thread left: the worker sees a closed connection
-        threading.Thread(target=start, args=(server, link), daemon=True).start()
+        threading.Thread(target=start, args=(server, link, shield), daemon=True).start()

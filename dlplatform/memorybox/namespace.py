@@ -74,7 +74,9 @@ class Namespace:
         self.dead: set[str] = set()
         self.log: OpLog | None = None
         self.cut: Cut | None = None
+        self.mirrored = self.taken_over = False
         self.born = time.monotonic()
+        self.tally = {"requests": 0, "in": 0, "out": 0}
         self.lock = threading.RLock()
         self.slots: dict[str, int] = {}
         self._free = list(range(COUNTERS - 1, -1, -1))

@@ -7,7 +7,9 @@ that restarts from a snapshot and its log holds every acknowledged update, once.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from dlplatform.errors import EnvironmentMissing
 from kernels import cpu
 
 RECORD = ctypes.sizeof(cpu.Record)
+MOVED = 3
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class OpLog:
         self.address = ctypes.addressof(self._memory)
         cpu.check(cpu.log_init(self.address))
         self.path: Path | None = None
-        self._file = self._mirror = -1
+        self._file = -1
+        self._mirror: socket.socket | None = None
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -60,10 +64,10 @@ class OpLog:
         self._close_file()
         self._file, self.path = descriptor, path
 
-    def send_to(self, descriptor: int) -> None:
+    def send_to(self, mirror: socket.socket) -> None:
         """Send every further record to a mirror; each is answered before the change."""
-        self._mirror = descriptor
-        cpu.log_mirror(self.address, descriptor)
+        self._mirror = mirror
+        cpu.log_mirror(self.address, mirror.fileno())
 
     def append(self, head: dict[str, Any]) -> None:
         """Write a record without payload; call it alone."""
@@ -73,6 +77,8 @@ class OpLog:
 
     def check(self, result: int) -> None:
         """Turn a failure to write into the refusal of the change."""
+        if result == -errno.ESTALE:
+            raise ConnectionAbortedError("the workers have gone over to the mirror")
         if result < 0:
             raise EnvironmentMissing(
                 f"the log {self.path or 'of the mirror'} cannot be written: "
@@ -86,8 +92,13 @@ class OpLog:
         return int(cpu.log_position(self.address))
 
     @property
+    def moved(self) -> bool:
+        """Tell whether the workers have gone over to the mirror."""
+        return self.degraded == MOVED
+
+    @property
     def degraded(self) -> int:
-        """Return 1 when the mirror is lost, 2 when the file is."""
+        """Return 1 when the mirror is lost, 2 when the file is, 3 when the mirror took over."""
         return int(cpu.log_degraded(self.address))
 
     def _close_file(self) -> None:
@@ -101,6 +112,8 @@ class OpLog:
             cpu.log_file(self.address, -1, 0)
             cpu.log_mirror(self.address, -1)
             self._close_file()
+            if self._mirror is not None:
+                self._mirror.close()
 
 
 def check_record(raw: bytes) -> cpu.Record | None:

@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import IO
 
 from dlplatform.errors import EnvironmentMissing
@@ -22,19 +23,24 @@ class Boxes:
 
     Args:
         count: how many.
-        transport: ``shm`` or ``tcp`` (loopback).
+        transport: ``shm``, ``tcp`` or ``tls`` (loopback).
         memory: where they take their memory (see ``dlp box --memory``).
+        options: further options of ``dlp box``.
     """
 
-    def __init__(self, count: int, transport: str = "shm", memory: str = "/dev/shm") -> None:
-        self.secret = secrets.token_hex(32)
+    def __init__(
+        self, count: int, transport: str = "shm", memory: str = "/dev/shm",
+        options: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.secret, self.options = secrets.token_hex(32), list(options)
         self.processes: list[subprocess.Popen[str]] = []
         self._complaints: list[IO[str]] = []
         self.addresses: list[str] = []
         token = secrets.token_hex(4)
         try:
             for number in range(count):
-                bind = f"shm://{token}-{number}" if transport == "shm" else "tcp://127.0.0.1:0"
+                name = f"{token}-{number}" if transport == "shm" else "127.0.0.1:0"
+                bind = f"{transport}://{name}"
                 self.processes.append(self._start(bind, memory))
             self.addresses = [
                 self._ready(process, complaints)
@@ -48,7 +54,7 @@ class Boxes:
         """Return the command line of one box."""
         return [
             *(sys.executable, "-m", "dlplatform.memorybox", "--bind", bind),
-            *("--memory", memory, "--lifeline"),
+            *("--memory", memory, "--lifeline", *self.options),
         ]
 
     def _start(self, bind: str, memory: str) -> subprocess.Popen[str]:

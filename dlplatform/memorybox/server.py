@@ -12,33 +12,41 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from dlplatform.errors import UsageError
-from dlplatform.memorybox import connection, wire
-from dlplatform.memorybox.box import Limits, MemoryBox
-from dlplatform.memorybox.session import Fields, Session
+from dlplatform.errors import BoxError, UsageError
+from dlplatform.memorybox import connection, replica, watching, wire
+from dlplatform.memorybox.box import MemoryBox
+from dlplatform.memorybox.options import check, limits_of, parser
+from dlplatform.memorybox.session import Fields, Session, later
+
+if TYPE_CHECKING:
+    from dlplatform.memorybox.lasting import Lasting
 
 MOST_CONNECTIONS = 4096
+GOODBYE_S, EVERY_S = 2.0, 30.0
 
 
 def listen(uri: str) -> tuple[socket.socket, str]:
-    """Bind ``shm://NAME`` or ``tcp://HOST:PORT`` (0: any free port); return the real address."""
+    """Bind shm://NAME, or tcp:// or tls://HOST:PORT (0: any free); return the real address."""
     parts = urlsplit(uri)
     try:
         if parts.scheme == "shm" and parts.netloc:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(f"\0dlp/{parts.netloc}")
             address = uri
-        elif parts.scheme == "tcp" and parts.hostname and parts.port is not None:
+        elif parts.scheme in ("tcp", "tls") and parts.hostname and parts.port is not None:
             listener = socket.create_server((parts.hostname, parts.port), backlog=128)
-            address = f"tcp://{parts.hostname}:{listener.getsockname()[1]}"
+            address = f"{parts.scheme}://{parts.hostname}:{listener.getsockname()[1]}"
         else:
             raise ValueError("not an address of a box")
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--bind {uri}: {error} - allowed: shm://NAME or tcp://HOST:PORT, not in use - do: "
-            "choose another name or port"
+            f"--bind {uri}: {error} - allowed: shm://NAME, tcp://HOST:PORT or tls://HOST:PORT, not "
+            "in use - do: choose another name or port"
         ) from None
     listener.listen(128)
     return listener, address
@@ -52,10 +60,10 @@ class Server:
         self.changed = threading.Condition()
         self.connected = self.workers = 0
         self.lifeline = True
-        self.lasting = False
+        self.lasting: Lasting | None = None
         self.orders: dict[str, Callable[..., Fields]] = {}
 
-    def accept(self, listener: socket.socket) -> None:
+    def accept(self, listener: socket.socket, shield: connection.Shield | None = None) -> None:
         """Serve every connection in a thread of its own."""
         while True:
             try:
@@ -67,11 +75,22 @@ class Server:
                 link.close()
                 continue
             self.count(connected=1)
-            connection.spawn(self, link)
+            connection.spawn(self, link, shield)
 
-    def meet(self, job: str, token: str, mirror: str = "", replica: str = "") -> Session:
-        """Welcome a worker's incarnation."""
-        return self.box.open(job, token, mirror)
+    def meet(
+        self, job: str, token: str, mirror: str = "", replicated: Sequence[str] = ()
+    ) -> Session:
+        """Welcome a worker's incarnation; the first one of a job says where it is mirrored."""
+        with self.box.lock:
+            session = self.box.open(job, token, mirror)
+            if replicated and not session.space.mirrored:
+                session.space.mirrored = True
+                try:
+                    replica.mirror_to(self, session.space, *replicated)
+                except BoxError:
+                    self.box.end(session)
+                    raise
+            return session
 
     def end_later(self, session: Session) -> None:
         """Give a worker that is cut off some time to come back."""
@@ -80,7 +99,7 @@ class Server:
             if session.leases == 0:
                 self.box.end(session)
 
-        threading.Timer(self.box.limits.grace_s, end).start()
+        later(self.box.limits.grace_s, end)
 
     @contextmanager
     def attending(self) -> Iterator[None]:
@@ -106,43 +125,67 @@ class Server:
             self.lifeline = False
             self.changed.notify_all()
 
-    def outlive(self) -> None:
-        """Return once the lifeline is cut and no worker is connected any more."""
+    def drain(self) -> int:
+        """Take no new job any more; the box ends with its last one. Return how many are left."""
+        with self.box.lock, self.changed:
+            self.box.draining = True
+            self.changed.notify_all()
+            return len(self.box.spaces)
+
+    def wake(self, _: object = None) -> None:
+        """Look again whether the box may end."""
         with self.changed:
-            self.changed.wait_for(lambda: not self.lifeline and not self.workers)
+            self.changed.notify_all()
+
+    def outlive(self) -> None:
+        """Return once the lifeline is cut and no worker is connected, or the box is drained."""
+
+        def drained() -> bool:
+            return self.box.draining and not self.box.spaces
+
+        with self.changed:
+            self.changed.wait_for(lambda: drained() or not (self.lifeline or self.workers))
+            self.changed.wait_for(lambda: not self.workers, GOODBYE_S)  # whoever drained it
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the options of ``dlp box``."""
-    p = argparse.ArgumentParser(prog="dlp box", description="Run a memory box by hand.")
-    add = p.add_argument
-    bind = "shm://NAME or tcp://HOST:PORT (port 0: any free one); may be repeated"
-    secret = "secret shared with the workers; made if missing (~/.dlplatform/secret)"
-    lifeline = "end when standard input is closed and no worker is connected"
-    add("--bind", action="append", required=True, metavar="URI", help=bind)
-    add("--secret-file", default="", metavar="FILE", help=secret)
-    add("--memory", default="/dev/shm", metavar="DIR",
-        help="tmpfs folder, or memfd (default: /dev/shm)")  # fmt: skip
-    add("--lifeline", action="store_true", help=lifeline)
-    return p
+def open_doors(server: Server, options: argparse.Namespace) -> list[str]:
+    """Listen at every address, each with a thread of its own; return the real addresses."""
+    shield = None
+    if options.tls_cert:
+        from dlplatform.memorybox import tls
+
+        context = tls.server_context(options.tls_cert, options.tls_key)
+        shield = partial(tls.receive, context=context, timeout_s=connection.HANDSHAKE_S)
+    bound = [listen(uri) for uri in options.bind]
+    if options.snapshot:
+        from dlplatform.memorybox.lasting import Lasting
+
+        every_s = options.every or EVERY_S
+        Lasting(server, Path(options.snapshot), journal=options.journal, every_s=every_s).start()
+    for listener, address in bound:
+        guarded = shield if address.startswith("tls:") else None
+        threading.Thread(target=server.accept, args=(listener, guarded), daemon=True).start()
+    return [address for _, address in bound]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a box until SIGTERM, Ctrl-C or the end of its lifeline; return the exit code."""
+    """Run a box until SIGTERM, Ctrl-C, the end of its lifeline or its drain; return the code."""
     options = parser().parse_args(argv)
+    check(options)
     secret = wire.load_secret(options.secret_file, create=True)
-    box = MemoryBox(Limits(memory=options.memory))
-    server = Server(box, secret)
-    bound = [listen(uri) for uri in options.bind]
-    for listener, _ in bound:
-        threading.Thread(target=server.accept, args=(listener,), daemon=True).start()
-    ready = {"address": bound[0][1], "addresses": [a for _, a in bound], "pid": os.getpid()}
-    print(json.dumps(ready), flush=True)
+    server = Server(MemoryBox(limits_of(options)), secret)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if options.lifeline:
-        threading.Thread(target=server.watch_stdin, daemon=True).start()
-    try:
-        server.outlive()
-    except KeyboardInterrupt:
-        return 130
+    with watching.watched(server, options.log):
+        page = watching.serve_metrics(server, options.metrics) if options.metrics else ""
+        addresses = open_doors(server, options)
+        ready = {"address": addresses[0], "addresses": addresses, "pid": os.getpid()}
+        ready |= {"metrics": page} if page else {}
+        print(json.dumps(ready), flush=True)
+        server.box.tell("start", **ready, jobs=list(server.box.spaces))
+        if options.lifeline:
+            threading.Thread(target=server.watch_stdin, daemon=True).start()
+        try:
+            server.outlive()
+        except KeyboardInterrupt:
+            return 130
     return 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter as Tally
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 
 JOINED, FINISHED, LEFT, DIED = 1, 2, 3, 4
 Fields = dict[str, Any]
+
+
+def later(seconds: float, call: Callable[..., Any], *arguments: Any) -> None:
+    """Call something later, unless the process has ended by then."""
+    timer = threading.Timer(seconds, call, arguments)
+    timer.daemon = True
+    timer.start()
 
 
 @dataclass

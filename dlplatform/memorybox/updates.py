@@ -12,15 +12,15 @@ import errno
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgpack
 
 from dlplatform.errors import BoxError, EnvironmentMissing, PlatformError
 from dlplatform.memorybox import wire
-from dlplatform.memorybox.box import WRONG_VALUES, MemoryBox, refused
+from dlplatform.memorybox.box import WRONG_VALUES, MemoryBox
 from dlplatform.memorybox.commands import check_states, counted
 from dlplatform.memorybox.namespace import Entry, where
+from dlplatform.memorybox.oplog import Entry as Record
 from dlplatform.memorybox.session import Fields, Lane, Session
 from kernels import cpu
 
@@ -29,7 +29,7 @@ STREAMED = ("axpy", "axpby", "copy", "clip", "sgd", "outer", "adam", *ANSWERING)
 LARGEST = 1 << 40
 OURS = (
     *(errno.EINVAL, errno.EBUSY, errno.ENOTRECOVERABLE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    *(errno.EIO, errno.ESTALE),
+    errno.EIO,
 )
 """What locks, logs and payloads say; every other error is the connection's."""
 
@@ -46,6 +46,11 @@ class Arrival:
     def answers(self) -> bool:
         """Tell whether the worker gets bytes back."""
         return bool(self.update.answers)
+
+
+def slot_of(lane: Lane) -> str:
+    """Return the name of the counter that says which epoch a lane's update belongs to."""
+    return f"op/{lane.name}"
 
 
 def refuse_payload(op: str, format: str, entries: int, count: int, start: int) -> None:
@@ -122,11 +127,11 @@ class Stream:
         with lane.busy:
             try:
                 if lane.take(int(frame.get("seq", 0))):
-                    lane.made = self._begin(frame)
+                    self._begin(frame)
                 elif lane.made is None and lane.reply is None:
                     raise BoxError("the update is lost - allowed: none - do: report this")
             except (PlatformError, *WRONG_VALUES) as error:
-                lane.reply, lane.made = refused(error), None
+                lane.reply, lane.made = self.box.refuse(error, "push", self.session.space.name), None
                 self._throw_away(frame)
             if "received" in frame:
                 self._resume(int(frame["received"]))
@@ -135,19 +140,24 @@ class Stream:
                 self._run(lane.made, "received" in frame)
             wire.send(self.link, lane.reply or {})
 
-    def _begin(self, frame: Fields) -> Arrival:
+    def _begin(self, frame: Fields) -> None:
         space, lane = self.session.space, self.lane
         made = arrival(self.session, lane, frame)
         thread, number = frame.get("tag", ("", 0))
-        slot = space.counter(f"op/{self.session.token}/{lane.name}")
-        who = f"{self.session.token}/{thread}"
-        made.update.epoch = space.gate.enter(slot, who, int(number))
-        if space.log is not None:
-            made.head = head_of(self.session, lane, made)
-            made.update.log = space.log.address
-            made.update.head = ctypes.cast(made.head, ctypes.c_void_p).value
-            made.update.head_bytes = len(made.head)
-        return made
+        slot = space.counter(slot_of(lane))
+        with space.lock:  # a cut finds the update in its lane if it belongs to it
+            who = f"{self.session.token}/{thread}"
+            made.update.epoch = space.gate.enter(slot, who, int(number))
+            lane.made = made
+
+    def _log(self, made: Arrival) -> None:
+        """Have the update written to the log of the job, if there is one."""
+        log, update = self.session.space.log, made.update
+        if log is not None:
+            made.head = head_of(self.session, self.lane, made)
+            update.log = log.address
+            update.head = ctypes.cast(made.head, ctypes.c_void_p).value
+            update.head_bytes = len(made.head)
 
     def _resume(self, received: int) -> None:
         """Say how far the box has come; send answers again that were lost."""
@@ -163,6 +173,7 @@ class Stream:
             wire.send(self.link, {"ok": {}})
         space, lane, update = self.session.space, self.lane, made.update
         before = update.done
+        self._log(made)
         try:
             with space.using(*made.entries):
                 fd = self.link.fileno()
@@ -176,14 +187,15 @@ class Stream:
             kind = EnvironmentMissing if update.log else BoxError
             self._failed(kind(stopped(update, error)))
         finally:
-            self.box.tally["in"] += 4 * (update.done - before)
+            moved = 4 * (update.done - before)
+            self.box.count(space, "in", moved)
+            self.box.count(space, "out", moved if made.answers else 0)
             if lane.reply is not None:
-                slot = space.counter(f"op/{self.session.token}/{lane.name}")
-                cpu.leave(slot)
+                cpu.leave(space.counter(slot_of(lane)))
 
     def _failed(self, error: PlatformError) -> None:
         """Refuse what cannot go on; nobody knows which bytes are still to come."""
-        self.lane.reply = refused(error)
+        self.lane.reply = self.box.refuse(error, "push", self.session.space.name)
         wire.send(self.link, self.lane.reply)
         raise ConnectionAbortedError(str(error))
 
@@ -224,9 +236,12 @@ def payload_of(frame: Fields) -> int:
     return min(size, wire.AHEAD) if frame.get("op") in ANSWERING else size
 
 
-def replay(session: Session, lane: Lane, head: Fields, at: int, n: int, body: Any) -> None:
-    """Do again what one record says, as it was done."""
-    if lane.take(int(head["seq"])) or lane.made is None:
+def replay(session: Session, lane: Lane, record: Record) -> None:
+    """Do again what one record of an update says, unless it is done already."""
+    head, sequence = record.head, int(record.head["seq"])
+    if sequence < lane.sequence or (sequence == lane.sequence and lane.reply is not None):
+        return
+    if lane.take(sequence) or lane.made is None:
         order = cpu.Operation.from_buffer_copy(head["op"])
         update = cpu.Update(order, start=head["start"], n=head["count"], epoch=head["epoch"])
         update.at = head["from"]
@@ -235,7 +250,10 @@ def replay(session: Session, lane: Lane, head: Fields, at: int, n: int, body: An
         if order.code == cpu.OPERATIONS["adam"]:
             cpu.step(entries[0].mapping.header)
     made = lane.made
-    pointer = ctypes.addressof(made.update)
-    cpu.check(cpu.replay(pointer, where(made.entries), at, n, body))
+    if record.at < made.update.done:
+        return
+    body = ctypes.create_string_buffer(record.body, len(record.body))
+    where_to = where(made.entries)
+    cpu.check(cpu.replay(ctypes.addressof(made.update), where_to, record.at, record.n, body))
     if made.update.done >= made.update.n:
         lane.reply = {"ok": {}}

@@ -89,6 +89,11 @@ def introduce(connection: socket.socket, secret: bytes, uri: str) -> None:
     """Prove to a box that this worker knows the secret, and check the box's proof."""
     offer = receive(connection, GREETING)
     theirs = _bytes(offer, "nonce")
+    if offer.get("tls"):
+        raise UsageError(
+            f"{uri} speaks tls only - allowed: tls://HOST:PORT - do: write tls:// and give the "
+            "file of the box's authority as cluster.ca=FILE"
+        )
     if offer.get("box") != VERSION or not theirs:
         raise PeerLost(
             f"{uri} speaks version {offer.get('box')} - allowed: {VERSION} - do: run the same "
@@ -100,12 +105,15 @@ def introduce(connection: socket.socket, secret: bytes, uri: str) -> None:
     if not hmac.compare_digest(_bytes(answer, "proof"), _proof(secret, "box", ours, theirs)):
         raise UsageError(
             f"{uri} refused this job's secret - allowed: the secret the box was started with - "
-            "do: give its file as cluster.secret_file=..."
+            "do: give its file as cluster.secret_file=... (dlp box VERB: --secret-file FILE)"
         )
 
 
-def connect(uri: str, timeout_s: float) -> socket.socket:
-    """Open a socket to ``shm://NAME`` or ``tcp://HOST:PORT``."""
+def connect(uri: str, timeout_s: float, ca: str = "") -> socket.socket:
+    """Open a socket to ``shm://NAME``, ``tcp://HOST:PORT`` or ``tls://HOST:PORT``.
+
+    ``ca`` is the file of the authority that vouches for a tls box.
+    """
     parts = urlsplit(uri)
     if parts.scheme == "shm":
         link = socket.socket(socket.AF_UNIX)
@@ -118,6 +126,10 @@ def connect(uri: str, timeout_s: float) -> socket.socket:
     else:
         link = socket.create_connection((parts.hostname or "", parts.port or 0), timeout_s)
     keep_alive(link)
+    if parts.scheme == "tls":
+        from dlplatform.memorybox import tls
+
+        return tls.connect(link, uri, parts.hostname or "", ca)
     return link
 
 

@@ -82,16 +82,19 @@ class Link:
 
     def _open(self, lane: Lane) -> socket.socket:
         patience = min(ATTEMPT_S, self.timeout_s) if self._instance else self.timeout_s
-        link = wire.connect(self.home, 1.0 if self.mirror else patience)
+        link = wire.connect(self.home, 1.0 if self.mirror else patience, self.entrance.ca)
         try:
             wire.introduce(link, self.entrance.secret, self.home)
             asked = self.entrance.opening(lane.number, lane is self._lease_or(lane))
             if self.mirror:
-                failed_over = self.home != self.uri
-                asked["mirror" if failed_over else "replica"] = (
-                    self.uri if failed_over else self.mirror
-                )
+                if self.home == self.uri:
+                    asked["replicated"] = [self.uri, self.mirror]
+                else:
+                    asked["mirror"] = self.uri
             answer = self.request(link, "open", asked)
+            if answer.get("moved"):
+                self.home = self.mirror
+                raise ConnectionAbortedError("the workers have gone over to the mirror")
             self._recognise(answer, lane)
             link.settimeout(self.timeout_s)
         except BaseException:

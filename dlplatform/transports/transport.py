@@ -27,7 +27,7 @@ class Entrance:
     """How a worker enters its job in every box.
 
     ``token`` stands for this incarnation of the worker; ``mirrors`` names the box that has a
-    copy of each box's segments.
+    copy of each box's segments; ``ca`` is the file of the authority of ``tls://`` boxes.
     """
 
     job: str = "job"
@@ -35,6 +35,7 @@ class Entrance:
     timeout_s: float = 60.0
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     mirrors: dict[str, str] = field(default_factory=dict)
+    ca: str = ""
 
     def opening(self, lane: int, lease: bool) -> dict[str, Any]:
         """Return the fields of the request that opens a lane."""
@@ -122,6 +123,7 @@ def open_transport(uri: str, entrance: Entrance) -> Transport:
         "inproc": InprocTransport,
         "shm": open_shm,
         "tcp": open_tcp,
+        "tls": open_tcp,
     }
     scheme = uri.partition("://")[0]
     for entry in entry_points(group="dlplatform.transports", name=scheme):

@@ -13,6 +13,12 @@
 #define CLONES
 #endif
 
+/* The processor stops fetching ahead at the end of each page; long loops ask for the next one. */
+enum { STEP = 64 /* elements between two requests */ };
+static inline __attribute__((always_inline)) void ahead(const void *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + 4096 + i);
+}
+
 enum { PAGE = 4096, STRIPE = 1 << 18 /* floats: 1 MiB */, CHUNK = 1 << 16 /* floats: 256 KiB */ };
 
 /* ---- operations (operations.c): reference.py defines each of them ---- */
@@ -103,6 +109,7 @@ typedef struct {
 int dlp_locked(const operation *o, const segment *const *where, size_t start, size_t n, void *x,
                float *z, size_t at, size_t turn, uint32_t epoch);
 int dlp_lock(segment_header *h, size_t stripe);
+void dlp_unpack(int format, const void *payload, float *out, size_t at, size_t n, size_t entries);
 void dlp_unlock(segment_header *h, size_t stripe);
 int64_t dlp_enter(const gate *g);
 void dlp_leave(counter *slot);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 static const uint32_t RECORD = 0x64726c64; /* "dlrd" */
+enum { ALONE = 1 /* the mirror is lost */, BROKEN = 2 /* the file is */, MOVED = 3 };
 
 size_t dlp_log_bytes(void) { return sizeof(oplog); }
 size_t dlp_record_bytes(void) { return sizeof(record); }
@@ -85,14 +86,19 @@ static void parts_of(struct iovec *v, record *r, const void *head, const void *b
     v[2] = (struct iovec){(void *)body, r->body};
 }
 
-/* The mirror answers every record with one byte; a mirror that does not is given up. */
-static void to_mirror(oplog *l, record *r, const void *head, const void *body) {
+/* The mirror answers every record with one byte: k(ept), or m(oved): workers have gone over to it,
+   and nothing may change here any more. A mirror that does not answer is given up. */
+static int to_mirror(oplog *l, record *r, const void *head, const void *body) {
     struct iovec v[3];
-    char done;
+    char answer;
     parts_of(v, r, head, body);
-    if (!write_all(l->mirror, v, 3) && !dlp_receive(l->mirror, &done, 1) && done == 'k') return;
+    if (!write_all(l->mirror, v, 3) && !dlp_receive(l->mirror, &answer, 1)) {
+        if (answer == 'k') return 0;
+        if (answer == 'm') l->degraded = MOVED;
+    }
     l->mirror = -1;
-    l->degraded = 1;
+    if (l->degraded != MOVED) l->degraded = ALONE;
+    return l->degraded == MOVED ? -ESTALE : 0;
 }
 
 /* Append a record whose head, body, at and n are set. A record that does not fit is taken back,
@@ -108,11 +114,12 @@ int dlp_append(oplog *l, record *r, const void *head, const void *body) {
         error = write_all(l->file, v, 3);
         if (!error) l->position += sizeof *r + r->head + r->body;
         else if (ftruncate(l->file, (off_t)l->position) || lseek(l->file, (off_t)l->position, 0) < 0)
-            l->file = -1, l->degraded = 2; /* cannot be trusted any more: refuse from now on */
-    } else if (l->degraded == 2) {
+            l->file = -1, l->degraded = BROKEN; /* cannot be trusted any more: refuse from now on */
+    } else if (l->degraded == BROKEN) {
         error = -EIO;
     }
-    if (!error && l->mirror >= 0) to_mirror(l, r, head, body);
+    if (l->degraded == MOVED) error = -ESTALE;
+    if (!error && l->mirror >= 0) error = to_mirror(l, r, head, body);
     l->records++;
     pthread_mutex_unlock(&l->mutex);
     return error;

@@ -7,36 +7,70 @@ CLONES static void scal(float *restrict y, size_t n, float a) {
 }
 
 CLONES static void axpy(float *restrict y, const float *restrict x, size_t n, float a) {
-    for (size_t i = 0; i < n; i++) y[i] = y[i] + a * x[i];
+    size_t i = 0;
+    for (; i + STEP <= n; i += STEP) {
+        ahead(y + i, 4 * STEP), ahead(x + i, 4 * STEP);
+        for (size_t j = i; j < i + STEP; j++) y[j] = y[j] + a * x[j];
+    }
+    for (; i < n; i++) y[i] = y[i] + a * x[i];
 }
 
 CLONES static void axpy_bf16(float *restrict y, const uint16_t *restrict x, size_t n, float a) {
-    for (size_t i = 0; i < n; i++) y[i] = y[i] + a * from_bf16(x[i]);
+    size_t i = 0;
+    for (; i + STEP <= n; i += STEP) {
+        ahead(y + i, 4 * STEP), ahead(x + i, 2 * STEP);
+        for (size_t j = i; j < i + STEP; j++) y[j] = y[j] + a * from_bf16(x[j]);
+    }
+    for (; i < n; i++) y[i] = y[i] + a * from_bf16(x[i]);
 }
 
 CLONES static void axpy_fp16(float *restrict y, const uint16_t *restrict x, size_t n, float a) {
-    for (size_t i = 0; i < n; i++) y[i] = y[i] + a * from_fp16(x[i]);
+    size_t i = 0;
+    for (; i + STEP <= n; i += STEP) {
+        ahead(y + i, 4 * STEP), ahead(x + i, 2 * STEP);
+        for (size_t j = i; j < i + STEP; j++) y[j] = y[j] + a * from_fp16(x[j]);
+    }
+    for (; i < n; i++) y[i] = y[i] + a * from_fp16(x[i]);
 }
 
 CLONES static void axpby(float *restrict y, const float *restrict x, size_t n, float a, float b) {
-    for (size_t i = 0; i < n; i++) y[i] = a * x[i] + b * y[i];
+    size_t i = 0;
+    for (; i + STEP <= n; i += STEP) {
+        ahead(y + i, 4 * STEP), ahead(x + i, 4 * STEP);
+        for (size_t j = i; j < i + STEP; j++) y[j] = a * x[j] + b * y[j];
+    }
+    for (; i < n; i++) y[i] = a * x[i] + b * y[i];
+}
+
+static inline __attribute__((always_inline)) void pull(float *y, float *x, float a) {
+    float d = a * (*x - *y);
+    *y = *y + d;
+    *x = *x - d;
 }
 
 CLONES static void elastic(float *restrict y, float *restrict x, size_t n, float a) {
-    for (size_t i = 0; i < n; i++) {
-        float d = a * (x[i] - y[i]);
-        y[i] = y[i] + d;
-        x[i] = x[i] - d;
+    size_t i = 0;
+    for (; i + STEP <= n; i += STEP) {
+        ahead(y + i, 4 * STEP), ahead(x + i, 4 * STEP);
+        for (size_t j = i; j < i + STEP; j++) pull(y + j, x + j, a);
     }
+    for (; i < n; i++) pull(y + i, x + i, a);
+}
+
+static inline __attribute__((always_inline)) void step(float *y, const float *x, float *z, float a) {
+    float d = a * (*x - *y);
+    *y = *y + d;
+    *z = d;
 }
 
 CLONES static void difference(float *restrict y, const float *restrict x, float *restrict z,
                               size_t n, float a) {
-    for (size_t i = 0; i < n; i++) {
-        float d = a * (x[i] - y[i]);
-        y[i] = y[i] + d;
-        z[i] = d;
+    size_t i = 0;
+    for (; i + STEP <= n; i += STEP) {
+        ahead(y + i, 4 * STEP), ahead(x + i, 4 * STEP), ahead(z + i, 4 * STEP);
+        for (size_t j = i; j < i + STEP; j++) step(y + j, x + j, z + j, a);
     }
+    for (; i < n; i++) step(y + i, x + i, z + i, a);
 }
 
 /* Where nobody else moved y since it was read, x replaces it without a rounding error. */
@@ -202,32 +236,6 @@ void dlp_apply(const operation *o, float *y, float *s, float *t, void *x, float 
         add_entries(o, y, x, at, n);
     else
         apply_decoded(o, y, s, t, x, z, at, n);
-}
-
-static size_t block_sum(float *sum, float **x, size_t k, size_t i, size_t n, float scale) {
-    size_t m = n - i < BLOCK ? n - i : BLOCK;
-    memcpy(sum, x[0] + i, m * sizeof *sum);
-    for (size_t r = 1; r < k; r++) axpy(sum, x[r] + i, m, 1.0f);
-    scal(sum, m, scale);
-    return m;
-}
-
-/* y = scale * (x[0] + x[1] + ...), always added in this order. */
-void dlp_sum(float *y, float **x, size_t k, size_t n, float scale) {
-    float sum[BLOCK];
-    for (size_t i = 0, m; i < n; i += m) {
-        m = block_sum(sum, x, k, i, n, scale);
-        memcpy(y + i, sum, m * sizeof *y);
-    }
-}
-
-/* Every x[r] = scale * (x[0] + x[1] + ...): one read and one write of each. */
-void dlp_average(float **x, size_t k, size_t n, float scale) {
-    float sum[BLOCK];
-    for (size_t i = 0, m; i < n; i += m) {
-        m = block_sum(sum, x, k, i, n, scale);
-        for (size_t r = 0; r < k; r++) memcpy(x[r] + i, sum, m * sizeof *sum);
-    }
 }
 
 enum { LANES = 16 };

@@ -63,19 +63,24 @@ static int taken(segment_header *h, stripe_lock *lock, int error) {
         error = pthread_mutex_consistent(&lock->mutex);
         lock->abandoned = 1;
     }
-    if (error) return -error;
-    lock->owner = (uint32_t)getpid();
-    int told = lock->abandoned ? 1 : 0;
-    lock->abandoned = 0;
-    return told;
+    if (!error) lock->owner = (uint32_t)getpid();
+    return -error;
 }
 
-/* Lock a stripe: 0, or 1 when its last owner died holding it, or a negative errno (EDEADLK: this
-   thread holds it; EBUSY: its owner lives but does not go on). After a death each element saw
-   the dead owner's update at most once. */
+/* Lock a stripe: 0, or a negative errno (EDEADLK: this thread holds it; EBUSY: its owner lives but
+   does not go on). After an owner's death each element saw its update at most once. */
 int dlp_lock(segment_header *h, size_t stripe) {
     stripe_lock *lock = &h->locks[stripe];
     return taken(h, lock, wait_for(&lock->mutex));
+}
+
+/* Lock a stripe, and return 1 when an owner before died holding it: whoever asks first is told. */
+int dlp_lock_told(segment_header *h, size_t stripe) {
+    int error = dlp_lock(h, stripe);
+    if (error) return error;
+    int told = h->locks[stripe].abandoned != 0;
+    h->locks[stripe].abandoned = 0;
+    return told;
 }
 
 int dlp_try_lock(segment_header *h, size_t stripe) {
@@ -111,7 +116,11 @@ static part part_of(size_t stripe, size_t start, size_t n) {
 }
 
 static void changed(const segment *g, size_t stripe) {
-    g->h->locks[stripe].version = __atomic_add_fetch(&g->h->version, 1, __ATOMIC_SEQ_CST);
+    uint64_t *own = &g->h->locks[stripe].version;
+    /* Whoever asks in between sees a change, rather than none for ever. */
+    __atomic_store_n(own, UINT64_MAX, __ATOMIC_SEQ_CST);
+    uint64_t now = __atomic_add_fetch(&g->h->version, 1, __ATOMIC_SEQ_CST);
+    __atomic_store_n(own, now, __ATOMIC_SEQ_CST);
 }
 
 static uint32_t cut_of(const segment *g) { return __atomic_load_n(&g->h->cut, __ATOMIC_SEQ_CST); }
@@ -137,13 +146,16 @@ static void change_shadow(const operation *o, const segment *const *where, const
             own[k] = !where[k] ? NULL : late[k] ? where[k]->shadow + i : spare[k];
             if (where[k] && !late[k]) memcpy(spare[k], where[k]->data + i, n * sizeof *xs);
         }
-        if (z) memcpy(zs, z + at, n * sizeof *zs);
         if (!writes_x(o->code) && !z) {
             dlp_apply(o, own[0], own[1], own[2], x, NULL, at, n);
             continue;
         }
-        memcpy(xs, (float *)x + at, n * sizeof *xs);
-        dlp_apply(o, own[0], own[1], own[2], xs, z ? zs : NULL, 0, n);
+        operation plain = *o;
+        plain.format = FORMAT_FP32;
+        if (z) memcpy(zs, z + at, n * sizeof *zs);
+        if (o->format == FORMAT_FP32) memcpy(xs, (float *)x + at, n * sizeof *xs);
+        else dlp_unpack(o->format, x, xs, at, n, o->entries);
+        dlp_apply(&plain, own[0], own[1], own[2], xs, z ? zs : NULL, 0, n);
     }
 }
 
@@ -178,6 +190,20 @@ static int lock_all(const segment *const *where, size_t stripe, int *held) {
     return 0;
 }
 
+/* A large plain copy under all of its locks at once: one call of the C library is the fastest way.
+   Returns 0 when that cannot be done now: a snapshot is being taken, or a lock is not free. */
+static int copied(const segment *g, size_t start, size_t n, const float *x) {
+    size_t first = start / STRIPE, last = (start + n - 1) / STRIPE, held = first;
+    while (held <= last && dlp_try_lock(g->h, held) == 0) held++;
+    int done = held > last && !cut_of(g);
+    if (done) {
+        memcpy(g->data + start, x, n * sizeof *x);
+        for (size_t i = first; i <= last; i++) changed(g, i);
+    }
+    while (held-- > first) dlp_unlock(g->h, held);
+    return done;
+}
+
 /* Apply an operation to y[start, start+n) and its states, stripe by stripe. x and z hold a span
    of which this is the part from `at` on. Workers pass different turns, so that they do not queue
    up behind one another. where: y, then the states, then NULL; at least three and a NULL. */
@@ -185,6 +211,8 @@ int dlp_locked(const operation *o, const segment *const *where, size_t start, si
                float *z, size_t at, size_t turn, uint32_t epoch) {
     if (!n) return 0;
     size_t first = start / STRIPE, count = (start + n - 1) / STRIPE - first + 1;
+    int plain = o->code == OP_COPY && o->format == FORMAT_FP32 && count > 1;
+    if (plain && copied(where[0], start, n, (float *)x + at)) return 0;
     for (size_t k = 0; k < count; k++) {
         size_t stripe = first + (k + turn) % count;
         int held[3], error = lock_all(where, stripe, held);

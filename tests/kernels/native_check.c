@@ -21,8 +21,8 @@ int dlp_read_cut(const segment *g, size_t start, size_t n, float *into);
 void dlp_cut(segment_header *h, uint32_t cut);
 size_t dlp_changed(const segment_header *h, uint64_t since, uint32_t *stripes, size_t most,
                    uint64_t *now);
-int dlp_gated(const operation *o, const segment *const *where, size_t start, size_t n, void *x,
-              float *z, size_t turn, counter *epoch, counter *slot);
+int dlp_gated(const operation *o, const segment *const *where, const gate *g, void *x, float *z,
+              size_t turn);
 int64_t dlp_counter_add(counter *c, int64_t n);
 int dlp_counter_wait(counter *c, int64_t at_least, int ms);
 int dlp_left(counter *slot, int64_t cut, int ms);
@@ -123,7 +123,7 @@ static void check_hostile(int rounds) {
         for (size_t j = 0; j < entries; j++)
             honest &= payload[j] < whole && (!j || payload[j] > payload[j - 1]);
         REQUIRE((dlp_check_payload(FORMAT_TOPK, payload, whole, entries) == 0) == honest);
-        operation o = {.code = (int)any(CODES), .format = FORMAT_TOPK, .entries = entries, .k = {1}};
+        operation o = {(int)any(CODES), FORMAT_TOPK, entries, {1}};
         float *v[3] = {vector(n), vector(n), vector(n)}, *z = vector(whole);
         dlp_apply(&o, v[0], v[1], v[2], payload, z, at, n);
         dlp_unpack(FORMAT_TOPK, payload, v[0], at, n, entries);
@@ -163,7 +163,7 @@ static segment made_segment(void) {
 
 static void free_segment(segment *g) { free(g->h), free(g->data), free(g->shadow); }
 
-static counter epoch, slots[THREADS + 3];
+static counter epoch, shut, slots[THREADS + 3];
 
 typedef struct {
     const segment *const *where;
@@ -187,10 +187,10 @@ static void *add_ones(void *argument) {
 static void *descend(void *argument) {
     const worker *w = argument;
     operation o = {.code = OP_SGD, .k = {0, 0.5f}};
+    gate g = {&epoch, &shut, &slots[w->number]};
     float *x = filled(FLOATS, 1);
     for (int i = 0; i < TIMES; i++)
-        REQUIRE(dlp_gated(&o, w->where, 0, FLOATS, x, NULL, (size_t)i, &epoch,
-                          &slots[w->number]) == 0);
+        REQUIRE(dlp_gated(&o, w->where, &g, x, NULL, (size_t)i) == 0);
     REQUIRE(dlp_counter_wait(&epoch, 1, 60000));
     free(x);
     return NULL;
@@ -257,9 +257,9 @@ static void *serve(void *argument) {
     for (int i = 0; i < KINDS; i++) {
         const request *r = &REQUESTS[i];
         operation o = {.code = r->code, .format = r->format, .entries = r->entries, .k = {0.5f}};
-        size_t room = r->format == FORMAT_TOPK ? r->n : CHUNK;
+        size_t room = dlp_payload_bytes(r->format, CHUNK, r->entries);
         update u = {.o = o, .start = r->start, .n = r->n, .log = w->log, .head = "head",
-                    .head_bytes = 4, .payload = malloc(dlp_payload_bytes(r->format, room, r->entries)),
+                    .head_bytes = 4, .payload = malloc(room),
                     .answers = answers(r) ? filled(dlp_ring_floats(), 0) : NULL};
         REQUIRE(dlp_receive_apply(w->fd, &u, w->where) == (r->refused ? -EINVAL : 0));
         REQUIRE(u.done == (r->refused ? 0 : r->n));
@@ -275,11 +275,11 @@ static void *ask(void *argument) {
         float *x = filled(r->n, 1), *back = answers(r) ? filled(r->n, 0) : NULL;
         char *payload = packed(r->format, x, NULL, r->n, r->entries);
         if (r->refused) ((uint32_t *)payload)[r->entries - 1] = (uint32_t)r->n;
-        size_t done[3] = {0};
+        size_t done[3] = {0}, bytes = dlp_payload_bytes(r->format, r->n, r->entries);
         int moved = 0;
         while (!moved)
-            moved = dlp_exchange(w->fd, OP_NONE, payload, dlp_payload_bytes(r->format, r->n, r->entries),
-                                 (char *)back, back ? r->n * sizeof *back : 0, 1000, done);
+            moved = dlp_exchange(w->fd, OP_NONE, payload, bytes, (char *)back,
+                                 back ? r->n * sizeof *back : 0, 1000, done);
         REQUIRE(moved == 1);
         free(x), free(back), free(payload);
     }

@@ -116,6 +116,13 @@ def test_halves_between_two_numbers_round_to_even(form: str) -> None:
         assert np.array_equal(packed(form, v), packing.pack(form, v))
 
 
+def test_what_is_too_large_for_fp16_becomes_infinite() -> None:
+    v = np.float32([65504, 65519.996, 65520, 65535, 65536, 70000, 131071, 131072, 3e38])
+    for sign in (1, -1):
+        out = unpacked("fp16", packed("fp16", sign * v), len(v))
+        assert np.array_equal(out, sign * np.float32([65504, 65504] + [np.inf] * 7))
+
+
 def test_eight_bits_are_within_half_a_step() -> None:
     v = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     error = np.abs(unpacked("int8", packed("int8", v), 1000) - v)
