@@ -65,6 +65,7 @@ setup(
         "hydra-core>=1.3",
         "omegaconf>=2.3",
         "msgpack",
+        "prometheus_client",
         "safetensors",
         "tensorboard",
         "rich",

@@ -15,7 +15,7 @@ VERBS = {
     "train": ("launch.submit", "train"),
     "eval": ("launch.saved", "evaluate"),
     "predict": ("launch.saved", "predict"),
-    "box": ("dlplatform.memorybox.server", "main"),
+    "box": ("launch.boxes", "main"),
     "bench": ("launch.bench", "main"),
     "doctor": ("launch.doctor", "main"),
     "tasks": ("launch.help", "tasks_table"),

@@ -29,6 +29,8 @@ class ClusterConfig:
     """Addresses of running boxes, in order; empty: the job starts ``boxes`` of its own."""
     secret_file: str = ""
     """File (mode 0600) with the secret of the running boxes."""
+    ca: str = ""
+    """PEM file that vouches for boxes at ``tls://``; empty: DLP_CA, or what the system trusts."""
     memory: str = "/dev/shm"
     """Where boxes take their memory: a tmpfs folder, or ``memfd``."""
     job: str = ""
@@ -166,7 +168,7 @@ def _folder(path: str) -> bool:
     return not os.path.exists(path) or os.path.isdir(path)
 
 
-ADDRESS = re.compile(r"(?!tcp:)[a-z]\w*://\S+|tcp://(\[[\w:.]+\]|[\w.-]+):\d{1,5}")
+ADDRESS = re.compile(r"(?!tcp:|tls:)[a-z]\w*://\S+|t(cp|ls)://(\[[\w:.]+\]|[\w.-]+):\d{1,5}")
 
 CHECKS: Mapping[str, Check] = {
     "workers": _whole(1, 4096, 4),
@@ -185,6 +187,7 @@ CHECKS: Mapping[str, Check] = {
     "cluster.secret_file": Check(
         lambda v: not v or os.path.isfile(v), "an existing file", "~/box.secret"
     ),
+    "cluster.ca": Check(lambda v: not v or os.path.isfile(v), "an existing file", "~/box.pem"),
     "cluster.memory": Check(_place, "a writable folder in memory, or memfd", "/dev/shm"),
     "cluster.timeout_s": _real(lambda v: 0 < v < math.inf, "above 0", 60),
 }
@@ -248,7 +251,7 @@ def _check_addresses(config: Mapping[str, Any]) -> None:
         if not ADDRESS.fullmatch(str(address)):
             raise UsageError(
                 f"cluster.boxes={address} is not an address - allowed: tcp://HOST:PORT, "
-                "shm://NAME - do: copy the line that dlp box prints"
+                "tls://HOST:PORT, shm://NAME - do: copy the line that dlp box prints"
             )
 
 

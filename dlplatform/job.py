@@ -36,13 +36,14 @@ class Place:
     addresses: list[str]
     secret: str = ""
     name: str = "job"
+    ca: str = ""
 
     @staticmethod
-    def given(addresses: Sequence[str], secret_file: str, name: str) -> Place:
+    def given(addresses: Sequence[str], secret_file: str, name: str, ca: str = "") -> Place:
         """Return the place of boxes that somebody else runs."""
         remote = any(not address.startswith("inproc:") for address in addresses)
         secret = wire.load_secret(secret_file).decode() if remote else ""
-        return Place(list(addresses), secret, name)
+        return Place(list(addresses), secret, name, ca)
 
 
 @dataclass
@@ -63,7 +64,8 @@ class Job:
         total: int = 1 << 62, timeout_s: float = 60.0,
     ) -> Job:  # fmt: skip
         """Connect to the boxes, wait for all workers, and get ready to work on first..total-1."""
-        cluster = Cluster(place.addresses, place.name, place.secret.encode(), timeout_s)
+        secret = place.secret.encode()
+        cluster = Cluster(place.addresses, place.name, secret, timeout_s, ca=place.ca)
         cluster.join(world.rank, world.size)
         return Job(world, cluster, Work(cluster, first, total), boxes)
 

@@ -95,7 +95,9 @@ class Trainer:
         cluster = ClusterConfig(**self.settings["cluster"])
         boxes = None
         if cluster.boxes:
-            place = Place.given(cluster.boxes, cluster.secret_file, cluster.job or "job")
+            place = Place.given(
+                cluster.boxes, cluster.secret_file, cluster.job or "job", cluster.ca
+            )
         elif self.world.size == 1 and cluster.transport in ("auto", "inproc"):
             numbers = range(int(self.settings["boxes"]))
             token = secrets.token_hex(4)

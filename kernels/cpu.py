@@ -28,13 +28,15 @@ OPERATIONS = {
     for code, name in enumerate(
         (
             *("scal", "axpy", "axpby", "elastic", "difference", "merge", "fetch", "copy", "clip"),
-            *("sgd", "outer", "adam", "delay"),
+            *("sgd", "outer", "adam", "delay", "settle"),
         )
     )
 }
 FORMATS = {name: code for code, name in enumerate(("fp32", "fp16", "bf16", "int8", "topk"))}
-STATES = {"sgd": 1, "outer": 1, "adam": 2, "delay": 1}
+STATES = {"sgd": 1, "outer": 1, "adam": 2, "delay": 1, "settle": 1}
 """Operations with state in the box, and how many vectors of it."""
+ALONE = ("scal", "settle")
+"""Operations without x."""
 
 
 class Operation(ctypes.Structure):
@@ -206,6 +208,11 @@ def operation(name: str, scalars: tuple[float, ...], format: str = "fp32", entri
     """Return the record of an operation: scalars as ``kernels.reference`` names them."""
     k = (c_float * 8)(*scalars)
     return Operation(OPERATIONS[name], FORMATS[format], entries, k)
+
+
+def run(name: str, y: int, x: int | None, n: int, *scalars: float) -> None:
+    """Apply an operation to n elements of this process's own memory, without locks."""
+    apply(operation(name, scalars), y, None, None, x, None, 0, n)
 
 
 def pointers(addresses: list[int]) -> ctypes.Array[c_void_p]:

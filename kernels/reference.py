@@ -126,12 +126,17 @@ def delay(y: Vector, s: Vector, t: Vector, x: Vector, z: Vector, k: Scalars) -> 
     return new, new, t, new, z
 
 
+def settle(y: Vector, s: Vector, t: Vector, x: Vector, z: Vector, k: Scalars) -> State:
+    """Fold what was gathered in s into y, and begin to gather anew: y = y + rate s; s = 0."""
+    return y + np.float32(k[0]) * s, np.zeros_like(s), t, x, z
+
+
 PLAIN: dict[str, Callable[[Vector, Vector, Vector, float, float], Triple]] = {
     function.__name__: function
     for function in (scal, axpy, axpby, elastic, difference, merge, fetch, copy, clip)
 }
 STATEFUL: dict[str, Callable[[Vector, Vector, Vector, Vector, Vector, Scalars], State]] = {
-    function.__name__: function for function in (sgd, outer, adam, delay)
+    function.__name__: function for function in (sgd, outer, adam, delay, settle)
 }
 
 

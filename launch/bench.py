@@ -116,12 +116,11 @@ class Subject:
         from kernels import cpu
 
         x, y, floats = self.x, self.y, self.floats
-        axpy, elastic = (cpu.OPERATIONS[op] for op in ("axpy", "elastic"))
         return {
             "read": ("memcpy", [lambda: cpu.copy(x, y, self.size)]),
             "write": ("memcpy", [lambda: cpu.copy(y, x, self.size)]),
-            "axpy": ("a += b", [lambda: cpu.apply(axpy, y, x, None, floats, 1e-6, 0.0)]),
-            "elastic": ("fused loop", [lambda: cpu.apply(elastic, y, x, None, floats, 0.1, 0.0)]),
+            "axpy": ("a += b", [lambda: cpu.run("axpy", y, x, floats, 1e-6)]),
+            "elastic": ("fused loop", [lambda: cpu.run("elastic", y, x, floats, 0.1)]),
         }
 
     def sockets(self, raw: RawSocket) -> dict[str, tuple[str, list[Call]]]:

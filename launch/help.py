@@ -27,6 +27,8 @@ VERBS = {
     ),
     "Memory boxes": (
         ("box", "run a memory box by hand: --bind tcp://HOST:PORT"),
+        ("box status|top URI", "what running boxes hold and move, once or live"),
+        ("box drain|snapshot URI", "end a box with its last job; write its jobs to its folder"),
         ("bench", "measure the boxes beside this machine's own limits"),
     ),
     "Look around": (

@@ -167,7 +167,7 @@ class MemoryBox:
 
     def obey(self, session: Session, name: str, fields: Fields) -> Fields:
         """Run one command; a BoxError refuses it and changes nothing."""
-        known = COMMANDS.get(name)
+        known = COMMANDS.get(name) if isinstance(name, str) else None
         if known is None:
             raise BoxError(
                 f"command {name!r} is unknown{closest(str(name), COMMANDS)} - allowed: "

@@ -35,8 +35,8 @@ Piece = tuple["Transport", int, int, int]
 class SharedBuffer(Operations):
     """``length`` fp32 numbers held by the boxes of a cluster; made by ``Cluster.attach``."""
 
-    def __init__(self, cluster: Cluster, info: dict[str, Any]) -> None:
-        self.cluster, self.info = cluster, info
+    def __init__(self, cluster: Cluster, info: dict[str, Any], counted: bool = False) -> None:
+        self.cluster, self.info, self.counted = cluster, info, counted
         self.name, self.key, self.length = info["name"], info["key"], int(info["length"])
         self.segments = [Segment(box, self.key, at, n) for box, at, n in info["segments"]]
         self.mapped = cluster.mapped
@@ -63,7 +63,8 @@ class SharedBuffer(Operations):
         try:
             for segment in self.segments:
                 at = self._range + 4 * segment.offset if self.mapped else 0
-                self.cluster.transports[segment.box].attach(self.key, segment.length, at)
+                transport = self.cluster.transports[segment.box]
+                transport.attach(self.key, segment.length, at, not self.counted)
                 self._attached.append(segment)
             self.cluster.attached.add(self.key)
         except BaseException:
@@ -250,12 +251,26 @@ class SharedBuffer(Operations):
         """Stop sharing: unmap and forget; the boxes keep the data (P-RDMA 77)."""
         try:
             while self._attached:
-                self.cluster.transports[self._attached.pop().box].release(self.key)
+                transport = self.cluster.transports[self._attached.pop().box]
+                transport.release(self.key, not self.counted)
         finally:
             if self._range:
                 cpu.unmap(self._range, 4 * self.length)
             self._range, self._private, self._only = 0, None, None
             self.cluster.attached.discard(self.key)
+
+    def free(self) -> int:
+        """Give back what ``Cluster.allocate`` found; return how many still use it (P-BOX 104)."""
+        if not self.counted:
+            raise UsageError(
+                f"free {self.name} - allowed: buffers of cluster.allocate - do: release and delete"
+            )
+        self.release()
+        left = [
+            self.cluster.transports[segment.box].lease("free", key=self.key)["shared_by"]
+            for segment in self.segments
+        ]
+        return int(left[0])
 
     def delete(self) -> None:
         """Free the memory in every box, after all have released it (P-RDMA 78)."""

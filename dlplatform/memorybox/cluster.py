@@ -13,6 +13,7 @@ from typing import Any
 from dlplatform.errors import PeerLost, PlatformError, UsageError
 from dlplatform.memorybox.buffer import SharedBuffer
 from dlplatform.memorybox.counter import SLICE_MS, Counter
+from dlplatform.memorybox.event import Event
 from dlplatform.memorybox.segment import split
 from dlplatform.memorybox.session import DIED, FINISHED, JOINED, LEFT
 from dlplatform.memorybox.view import View
@@ -21,7 +22,7 @@ from dlplatform.transports.transport import (
 )  # fmt: skip
 from kernels import cpu
 
-NOBODY = ("", 0)
+NOBODY, PAUSE_S = ("", 0), 0.002
 NO_EPOCHS: dict[Transport, int] = {}
 
 
@@ -79,27 +80,53 @@ class Cluster:
     # -- buffers -----------------------------------------------------------------------
 
     def create(
-        self, name: str, length: int, weights: Sequence[float] | None = None
-    ) -> dict[str, Any]:
+        self, name: str, length: int, weights: Sequence[float] | None = None,
+        owner: int | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """Create a buffer of ``length`` fp32 zeros, cut over all boxes by their weights.
 
-        Returns the buffer's information (size, creation key, segments) for ``attach`` here
-        and elsewhere. All segments exist afterwards, or none.
+        With an ``owner``, only that rank and this process may touch it (P-PS 26, 86); without,
+        it is the master's and open to all. Returns the buffer's information (size, creation
+        key, segments) for ``attach`` here and elsewhere, by any way (``publish``, MPI). All
+        segments exist afterwards, or none.
         """
-        pieces = split(length, list(weights or [1.0] * len(self.transports)))
+        fields = {"owner": -1 if owner is None else owner}
+        key, made = self._in_all("create", "delete", name, self._cut(length, weights), fields)
+        return {"name": name, "length": length, "key": key, "segments": made}
+
+    def allocate(
+        self, name: str, length: int, weights: Sequence[float] | None = None
+    ) -> SharedBuffer:
+        """Find a parameter by its name or allocate it; the boxes count who uses it (P-BOX 71-91).
+
+        The lookup, the allocation and the count are one step in each box. ``SharedBuffer.free``
+        is the reverse: the last one frees the memory.
+        """
+        key, made = self._in_all("allocate", "free", name, self._cut(length, weights), {})
+        info = {"name": name, "length": length, "key": key, "segments": made}
+        return SharedBuffer(self, info, counted=True)
+
+    def _cut(self, length: int, weights: Sequence[float] | None) -> list[tuple[int, int]]:
+        return split(length, list(weights or [1.0] * len(self.transports)))
+
+    def _in_all(
+        self, command: str, undo: str, name: str, pieces: list[tuple[int, int]],
+        fields: dict[str, Any],
+    ) -> tuple[str, list[list[int]]]:  # fmt: skip
+        """Have every box make its segment, or none; the first one chooses the key."""
         key, made = "", []
         try:
             for box, (offset, count) in enumerate(pieces):
                 if count:
-                    call = self.transports[box].call
-                    key = call("create", name=name, floats=count, key=key)["key"]
+                    call = self.transports[box].lease
+                    key = call(command, name=name, floats=count, key=key, **fields)["key"]
                     made.append([box, offset, count])
         except PlatformError:
             for box, _, _ in made:
                 with suppress(PlatformError):
-                    self.transports[box].call("delete", key=key)
+                    self.transports[box].lease(undo, key=key)
             raise
-        return {"name": name, "length": length, "key": key, "segments": made}
+        return key, made
 
     def attach(self, info: dict[str, Any]) -> SharedBuffer:
         """Share a buffer that someone created, by its information."""
@@ -110,6 +137,39 @@ class Cluster:
         if creator:
             self.publish(f"buffer/{name}", self.create(name, length))
         return self.attach(self.lookup(f"buffer/{name}"))
+
+    def layers(
+        self, name: str, sizes: dict[str, int], owner: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Create one region for every layer's parameters (P-PS 87); return their information."""
+        return {
+            layer: self.create(f"{name}/{layer}", size, owner=owner)
+            for layer, size in sizes.items()
+        }
+
+    def event(self, name: str) -> Event:
+        """Return an event of the job, to set up, announce or wait for (P-PS 58)."""
+        return Event(self, name)
+
+    @contextmanager
+    def locked(self, name: str = "table") -> Iterator[bool]:
+        """Hold a named lock of the job, the mapping table's by default (P-BOX 84).
+
+        It is freed when this worker dies. Yields true when its last owner died holding it.
+        """
+        call, end = self.transports[0].lease, time.monotonic() + self.timeout_s
+        while not (answer := call("acquire", name=name))["held"]:
+            self.check()
+            if time.monotonic() > end:
+                raise PeerLost(
+                    f"lock {name} is held by worker {answer['by']}, waited {self.timeout_s:g} s - "
+                    "allowed: cluster.timeout_s - do: look for a stuck worker"
+                )
+            time.sleep(PAUSE_S)
+        try:
+            yield bool(answer["abandoned"])
+        finally:
+            call("give_back", name=name)
 
     def parallel(self, calls: Sequence[Callable[[], Any]]) -> None:
         """Run one call per box, at the same time where boxes do the work."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dlplatform.memorybox.box import MemoryBox
 
 LARGEST_SUM, LARGEST_NOTICE = 4096, 1 << 18
-BETWEEN = ("axpy", "axpby", "copy", "clip")
+BETWEEN = ("axpy", "axpby", "copy", "clip", "sgd", "outer", "adam")
 
 
 # -- who is there --------------------------------------------------------------------------
@@ -132,11 +132,11 @@ def apply(
     k: list[float], source: str = "",
 ) -> None:  # fmt: skip
     """Apply an operation with another segment as x; y, then its states; y is locked by stripes."""
-    takes_x = op != "scal"
-    if op not in ("scal", *BETWEEN, *cpu.STATES) or takes_x != bool(source) or op == "delay":
+    takes_x = op not in cpu.ALONE
+    if op not in (*cpu.ALONE, *BETWEEN) or takes_x != bool(source):
         raise BoxError(
-            f"operation {op!r} between segments - allowed: scal, and {', '.join(BETWEEN)}, sgd, "
-            "outer, adam with a source - do: send x with the operation instead"
+            f"operation {op!r} between segments - allowed: {', '.join(cpu.ALONE)}, and with a "
+            f"source {', '.join(BETWEEN)} - do: send x with the operation instead"
         )
     check_states(op, keys)
     y = [session.span(key, start, count) for key in keys]
@@ -344,6 +344,29 @@ def announce(box: MemoryBox, session: Session, event: str) -> Fields:
             for rank in setup["ranks"]:
                 cpu.counter_add(space.counter(f"event/{event}/{rank}"), 1)
         return {"reports": reports}
+
+
+# -- named locks ---------------------------------------------------------------------------------
+
+
+@command(changes=True)
+def acquire(box: MemoryBox, session: Session, name: str) -> Fields:
+    """Take a named lock if it is free; a worker that dies gives back what it holds (P-BOX 84)."""
+    space = session.space
+    with space.lock:
+        owner = space.locks.get(name)
+        if owner is not None and owner is not session and not owner.ended:
+            return {"held": False, "by": owner.rank, "abandoned": False}
+        space.locks[name] = session
+        return {"held": True, "by": session.rank, "abandoned": owner is not None and owner.ended}
+
+
+@command(changes=True)
+def give_back(box: MemoryBox, session: Session, name: str) -> None:
+    """Free a named lock."""
+    with session.space.lock:
+        if session.space.locks.get(name) is session:
+            del session.space.locks[name]
 
 
 @command(changes=False)

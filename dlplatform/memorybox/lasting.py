@@ -124,11 +124,15 @@ class Lasting:
                     self.failed = ""
                 except OSError as error:
                     self.failed = f"{self.place(space.name)}: {error.strerror or error}"
+                    self.box.tell("snapshot failed", level="error", reason=self.failed)
                     raise EnvironmentMissing(
                         f"snapshot {self.failed} - allowed: a disk with room - do: make room; the "
                         "last complete snapshot is kept"
                     ) from None
-        return {"written": written, "seconds": time.monotonic() - begun}
+        seconds = time.monotonic() - begun
+        if written:
+            self.box.tell("snapshot", written=written, seconds=round(seconds, 3))
+        return {"written": written, "seconds": seconds}
 
     def figures(self) -> Fields:
         """Return the age of each job's snapshot, and what failed last."""

@@ -72,6 +72,7 @@ class Namespace:
         self.sessions: dict[str, Session] = {}
         self.lanes: dict[str, Lane] = {}
         self.dead: set[str] = set()
+        self.locks: dict[str, Session] = {}
         self.log: OpLog | None = None
         self.cut: Cut | None = None
         self.mirrored = self.taken_over = False

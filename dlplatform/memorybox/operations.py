@@ -11,13 +11,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dlplatform.errors import UsageError
+from dlplatform.memorybox.commands import BETWEEN
 from dlplatform.memorybox.payload import Payload
 from kernels import cpu
 
 if TYPE_CHECKING:
     from dlplatform.memorybox.buffer import SharedBuffer
 
-BETWEEN = ("axpy", "axpby", "copy", "clip", "sgd", "outer", "adam")
 order_of = lru_cache(maxsize=1024)(cpu.operation)
 
 
@@ -96,6 +96,10 @@ class Operations:
     ) -> None:  # fmt: skip
         """Step with gradient x as AdamW does (decoupled), or Adam; the buffer counts its steps."""
         self.apply("adam", x, k=(rate, *betas, eps, decay, float(decoupled)), states=moments)
+
+    def settle(self, a: float, gathered: SharedBuffer) -> None:
+        """Fold a buffer into this one and zero it, in one pass: y = y + a s; s = 0."""
+        self.apply("settle", k=(a,), states=[gathered])
 
     def delayed(self, x: int, rate: float, compensation: float, backup: SharedBuffer) -> None:
         """Step with a delayed gradient, and bring the new weights into x (arXiv:1609.08326).

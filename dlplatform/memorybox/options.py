@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from dlplatform.errors import UsageError
 from dlplatform.memorybox.box import CAN, Limits
 from dlplatform.memorybox.memory import nameless_file
-from kernels import cpu
+from dlplatform.memorybox.namespace import COUNTERS, LINE
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 ABOUT = """Run a memory box: RAM that the workers of training jobs share. It prints one line of JSON
@@ -171,7 +171,7 @@ def check(options: argparse.Namespace) -> None:
 def limits_of(options: argparse.Namespace) -> Limits:
     """Return what a box with these options allows."""
     can = ("map",) if options.plain else CAN
-    os.close(nameless_file(options.memory, cpu.PAGE))  # a wrong folder is said now, not later
+    os.close(nameless_file(options.memory, COUNTERS * LINE))  # a bad folder is told now, not later
     return Limits(
         options.memory, options.quota or 0, options.jobs or 0, options.grace, options.keep, can
     )

@@ -162,6 +162,7 @@ def open_doors(server: Server, options: argparse.Namespace) -> list[str]:
 
         every_s = options.every or EVERY_S
         Lasting(server, Path(options.snapshot), journal=options.journal, every_s=every_s).start()
+    server.box.on_gone.append(server.wake)  # when nothing of a job is left, on the disk neither
     for listener, address in bound:
         guarded = shield if address.startswith("tls:") else None
         threading.Thread(target=server.accept, args=(listener, guarded), daemon=True).start()

@@ -20,7 +20,7 @@ from dlplatform.errors import UsageError
 from dlplatform.memorybox import wire
 
 CA = "DLP_CA"
-PIECE, HELLO = 1 << 18, 0x16
+PIECE, RECORD, HELLO = 1 << 18, 1 << 14, 0x16
 SILENCE_MS = 3000
 """A TLS client speaks first; who says nothing for so long waits for a box without TLS."""
 
@@ -73,8 +73,11 @@ class Relay:
         """Relay from now on; return the end for the rest of this process."""
         near, self.pair = socket.socketpair()
         self.link.settimeout(None)
-        for work in (self._outward, self._inward):
-            threading.Thread(target=self._run, args=(work,), name="tls", daemon=True).start()
+        try:
+            for work in (self._outward, self._inward):
+                threading.Thread(target=self._run, args=(work,), name="tls", daemon=True).start()
+        except RuntimeError:
+            raise ConnectionAbortedError("no thread left for tls") from None
         return Relayed(fileno=near.detach())
 
     def _run(self, work: Callable[[], None]) -> None:
@@ -116,10 +119,10 @@ class Relay:
 
     def _read(self) -> tuple[bytes, bool]:
         """Return what has come, and whether more may come."""
-        parts = []
+        parts: list[bytes] = []
         while True:
             try:
-                part = self.tls.read(PIECE)
+                part = self.tls.read(RECORD)
             except ssl.SSLWantReadError:
                 return b"".join(parts), True
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):

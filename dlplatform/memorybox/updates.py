@@ -131,7 +131,8 @@ class Stream:
                 elif lane.made is None and lane.reply is None:
                     raise BoxError("the update is lost - allowed: none - do: report this")
             except (PlatformError, *WRONG_VALUES) as error:
-                lane.reply, lane.made = self.box.refuse(error, "push", self.session.space.name), None
+                lane.reply = self.box.refuse(error, "push", self.session.space.name)
+                lane.made = None
                 self._throw_away(frame)
             if "received" in frame:
                 self._resume(int(frame["received"]))

@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dlplatform.errors import BoxError, EnvironmentMissing, UsageError
@@ -192,7 +193,7 @@ def serve_metrics(server: Server, where: str) -> str:
     class Page(BaseHTTPRequestHandler):
         timeout = 10
 
-        def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
+        def do_GET(self) -> None:
             found = self.path.partition("?")[0] == "/metrics"
             body = generate_latest(registry) if found else b"see /metrics\n"
             self.send_response(200 if found else 404)
@@ -229,7 +230,7 @@ class Events:
     """
 
     def __init__(self, where: str) -> None:
-        self._file = open_log(where)
+        self._descriptor = open_log(where)
         self._lines: queue.Queue[str | None] = queue.Queue(WAITING)
         self._lock = threading.Lock()
         self._second, self._refused, self._lost = 0, 0, 0
@@ -242,9 +243,8 @@ class Events:
             return
         with self._lock:
             lost, self._lost = self._lost, 0
-        when = time.time()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when)) + f".{when % 1:.3f}"[2:] + "Z"
-        line = {"time": stamp, "level": level, "event": event, **fields}
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = {"time": now, "level": level, "event": event, **fields}
         try:
             self._lines.put_nowait(json.dumps(line | ({"not_logged": lost} if lost else {})))
         except queue.Full:
@@ -262,9 +262,10 @@ class Events:
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
-            with suppress(OSError, ValueError):  # a full disk, a reader that has gone
-                self._file.write(line + "\n")
-                self._file.flush()
+            data = memoryview(line.encode() + b"\n")
+            with suppress(OSError):  # a full disk, a reader that has gone
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
 
     def close(self) -> None:
         """Write what is left, for a second at most."""
@@ -273,12 +274,12 @@ class Events:
         self._writer.join(1.0)
 
 
-def open_log(where: str) -> IO[str]:
-    """Open the file that events are appended to."""
+def open_log(where: str) -> int:
+    """Return a descriptor of the file that events are appended to."""
     if where == "-":
-        return sys.stdout
+        return sys.stdout.fileno()
     try:
-        return open(where, "a")
+        return os.open(where, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise UsageError(
             f"--log {where}: {error.strerror} - allowed: a file that can be written, or - - do: "
@@ -288,10 +289,9 @@ def open_log(where: str) -> IO[str]:
 
 @contextmanager
 def watched(server: Server, log: str) -> Iterator[None]:
-    """Take orders, and log what happens to the box, until its end."""
+    """Take orders, and log what happens to the box (``-``: to standard output), to its end."""
     box = server.box
     give_orders(server)
-    box.on_gone.append(server.wake)
     if not log:
         yield
         return
@@ -302,5 +302,6 @@ def watched(server: Server, log: str) -> Iterator[None]:
     try:
         yield
     finally:
-        events.tell("end", uptime_s=round(time.monotonic() - box.born, 3), **box.tally)
+        done: Fields = dict(box.tally)
+        events.tell("end", uptime_s=round(time.monotonic() - box.born, 3), **done)
         events.close()

@@ -159,5 +159,4 @@ def moving_rate(rate: float | None, workers: int) -> float:
 
 def take(group: FlatGroup, difference: int) -> None:
     """Take D off the group's weights: x = x - D."""
-    axpy = cpu.OPERATIONS["axpy"]
-    cpu.apply(axpy, group.weight_address, difference, None, group.length, -1.0, 0.0)
+    cpu.run("axpy", group.weight_address, difference, group.length, -1.0)

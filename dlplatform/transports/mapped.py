@@ -48,9 +48,10 @@ class MappedTransport:
         """Return a new descriptor of a segment's file, or of the counters' for no key."""
         raise NotImplementedError
 
-    def attach(self, key: str, floats: int, at: int = 0) -> int:
+    def attach(self, key: str, floats: int, at: int = 0, share: bool = True) -> int:
         """Share a segment and map it, at an address of the caller's choice or anywhere."""
-        self.lease("attach", key=key, floats=floats)
+        if share:
+            self.lease("attach", key=key, floats=floats)
         try:
             descriptor = self.file(key)
             try:
@@ -64,17 +65,19 @@ class MappedTransport:
                     "version - do: run the same dlplatform on both sides"
                 )
         except BaseException:
-            self.lease("release", key=key)
+            if share:
+                self.lease("release", key=key)
             raise
         self.segments[key] = mapping
         return mapping.data
 
-    def release(self, key: str) -> None:
+    def release(self, key: str, share: bool = True) -> None:
         """Unmap a segment and stop sharing it."""
         with self._lock:
             self._where = {keys: known for keys, known in self._where.items() if key not in keys}
         self.segments.pop(key).unmap()
-        self.lease("release", key=key)
+        if share:
+            self.lease("release", key=key)
 
     def read(self, key: str, start: int, count: int, into: int) -> None:
         """Copy elements of a segment to local memory."""

@@ -47,14 +47,16 @@ class StreamTransport:
         """Call on the connection that stands for this worker."""
         return self.link.lease(command, fields)
 
-    def attach(self, key: str, floats: int, at: int = 0) -> int:
+    def attach(self, key: str, floats: int, at: int = 0, share: bool = True) -> int:
         """Share a segment; nothing is mapped."""
-        self.lease("attach", key=key, floats=floats)
+        if share:
+            self.lease("attach", key=key, floats=floats)
         return 0
 
-    def release(self, key: str) -> None:
+    def release(self, key: str, share: bool = True) -> None:
         """Stop sharing a segment."""
-        self.lease("release", key=key)
+        if share:
+            self.lease("release", key=key)
 
     def read(self, key: str, start: int, count: int, into: int) -> None:
         """Copy elements of a segment to local memory."""
@@ -77,7 +79,7 @@ class StreamTransport:
             "op": op, "keys": list(keys), "start": span.start, "count": span.count,
             "k": list(order.k[:6]),
         }  # fmt: skip
-        if op == "scal" or isinstance(x, str):
+        if op in cpu.ALONE or isinstance(x, str):
             self.link.call("apply", {**frame, "source": x if isinstance(x, str) else ""})
             return
         frame["tag"] = span.tag

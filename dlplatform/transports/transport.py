@@ -77,10 +77,10 @@ class Transport(Protocol):
     def lease(self, command: str, **fields: Any) -> dict[str, Any]:
         """Call on the connection that stands for this worker: if it breaks, the worker died."""
 
-    def attach(self, key: str, floats: int, at: int = 0) -> int:
-        """Share a segment; a mapping transport puts it at ``at`` and returns its address."""
+    def attach(self, key: str, floats: int, at: int = 0, share: bool = True) -> int:
+        """Reach a segment, at ``at`` where it is mapped, and count as one who shares it."""
 
-    def release(self, key: str) -> None:
+    def release(self, key: str, share: bool = True) -> None:
         """Stop sharing a segment."""
 
     def read(self, key: str, start: int, count: int, into: int) -> None:

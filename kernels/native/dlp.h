@@ -39,6 +39,7 @@ enum operation_code {
     OP_OUTER = 10,     /* g = y - x; s = k1 s + g; y = y - k0 (g + k1 s) */
     OP_ADAM = 11,      /* k: rate, beta1, beta2, eps, decay, decoupled; s, t: moments; k6: step */
     OP_DELAY = 12,     /* y = y - k0 (x + k1 x x (y - s)); s = x = y */
+    OP_SETTLE = 13,    /* y = y + k0 s; s = 0 */
 };
 
 /* How the elements of x lie in memory; z and everything in the box are fp32. */

@@ -137,6 +137,14 @@ CLONES static void delay(float *restrict y, float *restrict s, float *restrict x
     }
 }
 
+/* Both in one pass: settling again what was settled in part adds nothing twice. */
+CLONES static void settle(float *restrict y, float *restrict s, size_t n, float a) {
+    for (size_t i = 0; i < n; i++) {
+        y[i] = y[i] + a * s[i];
+        s[i] = 0;
+    }
+}
+
 /* Squares instead of pow: the same bits on every C library. */
 static double power(double base, uint64_t exponent) {
     double product = 1.0;
@@ -189,6 +197,7 @@ static void apply_fp32(const operation *o, float *y, float *s, float *t, float *
     case OP_SGD: sgd(y, s, x, n, k); break;
     case OP_OUTER: outer(y, s, x, n, k[0], k[1]); break;
     case OP_ADAM: adam(y, s, t, x, n, k); break;
+    case OP_SETTLE: settle(y, s, n, k[0]); break;
     case OP_DELAY: delay(y, s, x, n, k[0], k[1]); break;
     }
 }

@@ -311,7 +311,7 @@ def test_boxes_that_are_not_there_leave_no_connection_behind(apart: Place, job: 
     missing = [*apart.addresses[:1], "tcp://127.0.0.1:1", "shm://nobody"]
     for addresses in (missing, missing[::2]):
         with pytest.raises(PeerLost, match=r"no memory box answers at .* - do: "):
-            Cluster(addresses, job, apart.secret.encode(), 2)
+            Cluster(addresses, job, apart.secret.encode(), 2, ca=apart.ca)
     wait_for(lambda: descriptors() <= before)
 
 

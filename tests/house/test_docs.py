@@ -14,9 +14,9 @@ from urllib.parse import unquote
 import pytest
 
 from dlplatform import cli, config
-from dlplatform.memorybox import server
 from dlplatform.rules.rule import rules
 from dlplatform.task import tasks
+from launch import boxes
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 QUOTED = re.compile(r"`([^`\n]+)`")
@@ -153,7 +153,7 @@ def test_every_dlp_command_of_the_pages_is_understood(
                 continue
             seen.add(line)
             if verb == "box":
-                server.parser().parse_args(words[1:])
+                boxes.understand(words[1:])
             elif verb == "train" and not {"--cfg", "--help", "--dry-run"} & set(words):
                 if check_train(words):
                     wrong.append(f"{page.relative_to(root)}: {line}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,9 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 
 from dlplatform.memorybox.buffer import SharedBuffer
 from dlplatform.memorybox.cluster import Cluster
@@ -34,6 +38,7 @@ class Place:
     addresses: list[str]
     secret: str = ""
     processes: list[Any] = field(default_factory=list)
+    ca: str = ""
 
 
 @contextmanager
@@ -50,10 +55,35 @@ def processes(transport: str) -> Callable[[int], Any]:
     return start
 
 
+def certificate(folder: Path, name: str = "127.0.0.1") -> tuple[str, str]:
+    """Make a self-signed certificate; return its file and its key's."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl command to make a certificate with")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    kind = "IP" if name[0].isdigit() else "DNS"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-days", "2", "-subj", "/CN=box", "-addext", f"subjectAltName={kind}:{name}",
+         "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return str(cert), str(key)
+
+
+@contextmanager
+def encrypted(count: int) -> Iterator[Place]:
+    with TemporaryDirectory() as folder:
+        cert, key = certificate(Path(folder))
+        options = ("--tls-cert", cert, "--tls-key", key)
+        with Boxes(count, "tls", options=options) as boxes:
+            yield Place("tls", boxes.addresses, boxes.secret, boxes.processes, cert)
+
+
 TRANSPORTS: dict[str, Callable[[int], Any]] = {
     "inproc": inproc,
     "shm": processes("shm"),
     "tcp": processes("tcp"),
+    "tls": encrypted,
 }
 APART = [name for name in TRANSPORTS if name != "inproc"]
 """Those whose boxes are processes, so that one side can die without the other."""
@@ -62,7 +92,7 @@ Open = Callable[..., Cluster]
 
 
 def connect(where: Place, job: str, boxes: int = 1, timeout_s: float = 20.0) -> Cluster:
-    return Cluster(where.addresses[:boxes], job, where.secret.encode(), timeout_s)
+    return Cluster(where.addresses[:boxes], job, where.secret.encode(), timeout_s, ca=where.ca)
 
 
 alive: deque[Vector] = deque(maxlen=16)
@@ -120,7 +150,7 @@ print(json.dumps(result), flush=True)
 
 def spawn(where: Place, job: str, code: str, rank: int, boxes: int = 1) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", RUNNER, code, str(rank), job, *where.addresses[:boxes]]
-    env = {**os.environ, "DLP_SECRET": where.secret}
+    env = {**os.environ, "DLP_SECRET": where.secret, "DLP_CA": where.ca}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
 
 

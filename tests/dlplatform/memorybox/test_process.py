@@ -63,8 +63,9 @@ def test_a_box_starts_quickly_and_is_small() -> None:
 def test_the_box_imports_neither_torch_nor_numpy_nor_mpi() -> None:
     code = (
         "import sys, dlplatform.memorybox.server, dlplatform.memorybox.cluster\n"
-        "from dlplatform.transports import inproc, shm, tcp\n"
-        "print([m for m in ('torch', 'numpy', 'mpi4py', 'rich', 'hydra') if m in sys.modules])"
+        "from dlplatform.transports import inproc, shm, stream\n"
+        "print([m for m in ('torch', 'numpy', 'mpi4py', 'rich', 'hydra',"
+        " 'ssl', 'http', 'prometheus_client') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
@@ -179,7 +180,7 @@ def test_a_folder_too_small_for_a_buffer_is_one_clear_error(small: Callable[[str
         with pytest.raises(EnvironmentMissing) as error:
             cluster.create("w", 1 << 20)
         text = str(error.value)
-        assert text.startswith(f"{folder} is too small: a memory box needs 4.0 MiB more, 0.5 MiB")
+        assert text.startswith(f"{folder} is too small: a memory box needs 4.0 MiB more, 0.8 MiB")
         assert text.count(" - ") == 2
         assert "\n" not in text
         cluster.attach(cluster.create("w", 1 << 15)).scal(1.0)  # what fits still does

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +18,15 @@ import pytest
 
 from dlplatform.errors import BoxError, UsageError
 from dlplatform.memorybox import wire
+from dlplatform.memorybox.box import COMMANDS
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.process import Boxes
+from dlplatform.transports.transport import Span
+from kernels import cpu
 
-COMMAND = [sys.executable, "-m", "dlplatform.memorybox"]
+NUMBERED = {name for name, known in COMMANDS.items() if known.changes} | {"push"}
+numbers = itertools.count()
+sequence: dict[socket.socket, int] = {}
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +72,23 @@ def known(boxes: Boxes, stranger: Callable[[], socket.socket]) -> Callable[..., 
         link = stranger()
         wire.introduce(link, boxes.secret.encode(), "tcp://box")
         if job:
-            assert ask(link, do="open", job=job) == {"ok": {}}
+            assert opened(link, job)["taken"] == 0
         return link
 
     return connect
 
 
 def ask(link: socket.socket, **frame: Any) -> dict[str, Any]:
+    """Send a request, with the next number in the lane of this connection."""
+    if str(frame.get("do")) in NUMBERED:
+        frame["seq"] = sequence[link] = sequence.get(link, 0) + 1
     wire.send(link, frame)
     return wire.receive(link)
+
+
+def opened(link: socket.socket, job: str) -> dict[str, Any]:
+    """Open a job as a worker of its own."""
+    return dict(ask(link, do="open", job=job, token=f"t{next(numbers)}", lane="0")["ok"])
 
 
 def closed(link: socket.socket) -> bool:
@@ -138,17 +151,18 @@ def test_garbage_from_workers_ends_their_connection(
 @pytest.mark.parametrize(
     "frame",
     [
-        {"do": "push", "op": "format", "count": 5},
-        {"do": "write", "key": "no", "start": 0, "count": 1 << 50},
-        {"do": "write", "key": "no", "start": 0, "count": "all"},
-        {"do": "push", "op": "axpy", "key": "no", "count": -5},
+        {"do": "push", "op": "axpy", "format": "fp7", "count": 5},
+        {"do": "push", "op": "copy", "keys": ["no"], "start": 0, "count": 1 << 50},
+        {"do": "push", "op": "copy", "keys": ["no"], "start": 0, "count": "all"},
+        {"do": "push", "op": "axpy", "keys": ["no"], "count": -5},
+        {"do": "push", "op": "axpy", "keys": ["no"], "count": 5, "entries": "few"},
     ],
 )
 def test_a_stream_without_bounds_ends_its_connection(
     known: Callable[[], socket.socket], alive: object, frame: dict[str, Any]
 ) -> None:
     link = known()
-    wire.send(link, frame)
+    wire.send(link, {**frame, "seq": 1})
     assert closed(link)
 
 
@@ -165,7 +179,9 @@ def test_the_job_comes_first(known: Callable[..., socket.socket], alive: object)
     link = known(job="")
     for command in ("create", "read", "push", "lock", "status"):
         assert "no job" in ask(link, do=command)["refused"]
-    assert ask(link, do="open", job="late") == {"ok": {}}
+    assert "missing" in ask(link, do="open", job="late")["refused"]
+    assert opened(link, "late")
+    assert "once a connection" in ask(link, do="open", job="a", token="t", lane="0")["refused"]
 
 
 @pytest.mark.parametrize(
@@ -196,17 +212,19 @@ def test_wrong_requests_are_refused_and_the_connection_goes_on(
 @pytest.mark.parametrize(
     "frame",
     [
-        {"do": "write", "key": "no", "start": 0},
-        {"do": "write", "key": "no", "start": "zero"},
-        {"do": "push", "op": "axpy", "key": "no", "start": 0, "a": 1.0},
-        {"do": "push", "op": "axpby", "key": "no", "start": 0, "a": "x"},
+        {"do": "push", "op": "copy", "keys": ["no"], "start": 0},
+        {"do": "push", "op": "copy", "keys": ["no"], "start": "zero"},
+        {"do": "push", "op": "axpy", "keys": ["no"], "start": 0, "k": [1.0]},
+        {"do": "push", "op": "axpby", "keys": "no", "start": 0, "k": "x"},
+        {"do": "push", "op": "nothing", "keys": ["no"]},
+        {"do": "push", "keys": ["no"]},
     ],
 )
 def test_the_bytes_of_a_refused_request_are_thrown_away(
     known: Callable[[], socket.socket], alive: object, frame: dict[str, Any], size: int
 ) -> None:
     link = known()
-    wire.send(link, {**frame, "count": size // 4})
+    wire.send(link, {**frame, "count": size // 4, "seq": 1})
     link.sendall(b"\xff" * size)
     assert wire.receive(link)["refused"]
     assert "value" in ask(link, do="get", name="n")["ok"]
@@ -222,7 +240,8 @@ def test_a_refused_operation_leaves_the_worker_connected(
     transport = cluster.transports[0]
     for _ in range(2):
         with pytest.raises(BoxError, match="opens nothing"):
-            transport.apply(op, "no", 0, size, x.ctypes.data, x.ctypes.data, 0.5, 0.0)
+            span = Span(0, size, 0, size, x.ctypes.data, 0, ("0", 0))
+            transport.apply(cpu.operation(op, (0.5, 0.0)), ("no",), span, x.ctypes.data)
     assert cluster.counter("n").add() == 0
     cluster.close()
 
@@ -251,12 +270,12 @@ def test_a_worker_cut_in_the_middle_of_its_bytes_leaves_the_box_well(
     master = known("cut")
     key = ask(master, do="create", name="w", floats=1 << 20)["ok"]["key"]
     link = known("cut")
-    span = {"key": key, "start": 0, "count": 1 << 20}
-    wire.send(link, {"do": "push", "op": "axpy", "a": 1.0, **span})
+    span = {"start": 0, "count": 1 << 20}
+    wire.send(link, {"do": "push", "op": "axpy", "k": [1.0], "keys": [key], "seq": 1, **span})
     link.sendall(np.ones(100_000, np.float32).tobytes())
     link.close()
     time.sleep(0.1)
-    wire.send(master, {"do": "read", **span})
+    wire.send(master, {"do": "read", "key": key, **span})
     assert wire.receive(master) == {"ok": {}}
     data = b""
     while len(data) < 4 << 20:
