@@ -31,6 +31,8 @@ class ClusterConfig:
     """File (mode 0600) with the secret of the running boxes."""
     ca: str = ""
     """PEM file that vouches for boxes at ``tls://``; empty: DLP_CA, or what the system trusts."""
+    replicas: int = 0
+    """1: each box is mirrored by the next one, and workers go on there when it dies."""
     memory: str = "/dev/shm"
     """Where boxes take their memory: a tmpfs folder, or ``memfd``."""
     job: str = ""
@@ -188,6 +190,7 @@ CHECKS: Mapping[str, Check] = {
         lambda v: not v or os.path.isfile(v), "an existing file", "~/box.secret"
     ),
     "cluster.ca": Check(lambda v: not v or os.path.isfile(v), "an existing file", "~/box.pem"),
+    "cluster.replicas": _whole(0, 1, 0),
     "cluster.memory": Check(_place, "a writable folder in memory, or memfd", "/dev/shm"),
     "cluster.timeout_s": _real(lambda v: 0 < v < math.inf, "above 0", 60),
 }

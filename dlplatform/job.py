@@ -37,6 +37,7 @@ class Place:
     secret: str = ""
     name: str = "job"
     ca: str = ""
+    replicas: int = 0
 
     @staticmethod
     def given(addresses: Sequence[str], secret_file: str, name: str, ca: str = "") -> Place:
@@ -65,7 +66,7 @@ class Job:
     ) -> Job:  # fmt: skip
         """Connect to the boxes, wait for all workers, and get ready to work on first..total-1."""
         secret = place.secret.encode()
-        cluster = Cluster(place.addresses, place.name, secret, timeout_s, ca=place.ca)
+        cluster = Cluster(place.addresses, place.name, secret, timeout_s, place.replicas, place.ca)
         cluster.join(world.rank, world.size)
         return Job(world, cluster, Work(cluster, first, total), boxes)
 

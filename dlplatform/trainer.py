@@ -98,7 +98,11 @@ class Trainer:
             place = Place.given(
                 cluster.boxes, cluster.secret_file, cluster.job or "job", cluster.ca
             )
-        elif self.world.size == 1 and cluster.transport in ("auto", "inproc"):
+        elif (
+            self.world.size == 1
+            and cluster.transport in ("auto", "inproc")
+            and not cluster.replicas
+        ):
             numbers = range(int(self.settings["boxes"]))
             token = secrets.token_hex(4)
             place = Place([f"inproc://{token}-{number}" for number in numbers])
@@ -106,6 +110,7 @@ class Trainer:
             transport = "shm" if cluster.transport == "auto" else cluster.transport
             count = int(self.settings["boxes"])
             place, boxes = start_boxes(self.world, count, transport, cluster.memory)
+        place.replicas = cluster.replicas
         return Job.open(
             self.world,
             place,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 
-from dlplatform.memorybox.session import JOINED
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.counter import Counter
+from dlplatform.memorybox.session import JOINED
 from dlplatform.world import World
 
 NOTHING = 0

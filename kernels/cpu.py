@@ -9,7 +9,16 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import (
-    POINTER, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_ssize_t, c_uint32, c_uint64,
+    POINTER,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_ssize_t,
+    c_uint32,
+    c_uint64,
     c_void_p,
 )  # fmt: skip
 from pathlib import Path
@@ -204,7 +213,9 @@ record_check = _function("dlp_record_check", _int, _address)
 copy = ctypes.memmove
 
 
-def operation(name: str, scalars: tuple[float, ...], format: str = "fp32", entries: int = 0) -> Any:
+def operation(
+    name: str, scalars: tuple[float, ...], format: str = "fp32", entries: int = 0
+) -> Operation:
     """Return the record of an operation: scalars as ``kernels.reference`` names them."""
     k = (c_float * 8)(*scalars)
     return Operation(OPERATIONS[name], FORMATS[format], entries, k)

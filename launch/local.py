@@ -55,6 +55,7 @@ def in_process(config: dict[str, Any]) -> bool:
         config["workers"] == 1
         and not cluster["boxes"]
         and cluster["transport"] in ("auto", "inproc")
+        and not cluster["replicas"]
     )
 
 

@@ -13,13 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from dlplatform.errors import BoxError, PlatformError, closest
 from dlplatform.memorybox.namespace import Namespace
 from dlplatform.memorybox.oplog import OpLog
-from dlplatform.memorybox.session import Fields, Lane, Session, later
+from dlplatform.memorybox.session import Fields, Lane, Session
+from dlplatform.memorybox.timing import later
 
-WRONG_VALUES = (TypeError, ValueError, OverflowError, KeyError, ctypes.ArgumentError)
+WRONG_VALUES = (
+    *(TypeError, ValueError, ArithmeticError, LookupError, AttributeError, ctypes.ArgumentError),
+)
 CAN = ("accumulate", "map")
 TALLY = ("requests", "in", "out", "refused")
 
@@ -42,21 +46,24 @@ class Limits:
     """What the box does itself: accumulate (else workers read, add and write), map."""
 
 
+Answer = Callable[..., Any]
+
+
 @dataclass(frozen=True)
 class Command:
     """A request a box obeys; one that changes something is numbered, logged and done once."""
 
-    run: Callable[..., Fields | None]
+    run: Answer
     changes: bool
 
 
 COMMANDS: dict[str, Command] = {}
 
 
-def command(changes: bool) -> Callable[[Callable[..., Fields | None]], Callable[..., Fields | None]]:
+def command(changes: bool) -> Callable[[Answer], Answer]:
     """Make a function a command under its own name."""
 
-    def add(function: Callable[..., Fields | None]) -> Callable[..., Fields | None]:
+    def add(function: Answer) -> Answer:
         COMMANDS[function.__name__.rstrip("_")] = Command(function, changes)
         return function
 
@@ -189,7 +196,7 @@ class MemoryBox:
             return self.reply(session, name, fields)
         with lane.busy:
             if lane.take(int(sequence)) or lane.reply is None:
-                if name == "create":  # a repeated creation must find the same key
+                if name in ("create", "allocate"):  # done again, it must find the same key
                     fields["key"] = fields.get("key") or secrets.token_hex(16)
                 with self.logged(session, lane, name, fields):
                     lane.reply = self.reply(session, name, fields)

@@ -17,7 +17,7 @@ from dlplatform.errors import UsageError
 from dlplatform.memorybox.memory import Memory
 from dlplatform.memorybox.operations import Operations, check, order, order_of
 from dlplatform.memorybox.payload import Payload
-from dlplatform.memorybox.ranges import Ranges, read_add_write
+from dlplatform.memorybox.ranges import Ranges, read_work_write
 from dlplatform.memorybox.segment import Segment, split
 from dlplatform.transports.transport import Span
 from kernels import cpu
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from dlplatform.transports.transport import Transport
 
 SIMPLE = frozenset(set(cpu.OPERATIONS) - set(cpu.STATES))
+ALLOCATION = "box/allocation"
+"""The lock that makes an allocation, and its reverse, one step in all boxes."""
+WORKED = SIMPLE - {"copy"}
+"""What a worker does itself where the boxes cannot (P-BOX 134)."""
 Piece = tuple["Transport", int, int, int]
 """(transport, start in the segment, count, start in the span)."""
 
@@ -112,6 +116,12 @@ class SharedBuffer(Operations):
                 pieces.append((transport, first - offset, last - first, first - start))
         return pieces
 
+    def _boxes(self, start: int, count: int) -> list[int]:
+        """Return which boxes a span is in."""
+        end = start + count
+        cuts = [(s.box, s.offset, s.offset + s.length) for s in self.segments]
+        return [box for box, first, last in cuts if first < end and start < last]
+
     def _each(
         self, start: int, count: int, work: Callable[[Transport, int, int, int], Any]
     ) -> None:
@@ -124,7 +134,8 @@ class SharedBuffer(Operations):
 
     def read(self, into: int = 0, start: int = 0, count: int | None = None) -> None:
         """Copy shared to local: a span to address ``into`` (default: the local region)."""
-        self.read_at = time.monotonic()
+        if not into and not start and count is None:
+            self.read_at = time.monotonic()
         if self._only is not None and into and not start and count is None:
             self._only.read(self.key, 0, self.length, into)
             return
@@ -184,12 +195,12 @@ class SharedBuffer(Operations):
         start: int = 0, count: int | None = None,
     ) -> None:  # fmt: skip
         """Run an operation on a span, locked stripe by stripe (see ``Operations.apply``)."""
-        if self._only is not None and count is None and op in SIMPLE and not (start or k):
-            # The common case in few steps: one mapped segment, all of it, fp32.
-            if x.__class__ is int and self._only.run(order_of(op, (a, b)), self.key, x, z):
-                return
+        simple = count is None and op in SIMPLE and not (start or k) and x.__class__ is int
+        only = self._only if simple else None  # one mapped segment: in few steps
+        if only is not None and only.run(order_of(op, (a, b)), self.key, x, z):
+            return
         start, count = self._span(start, count)
-        check(op, x, states, self.name)
+        check(op, x, states, self.name, count)
         what = order(op, x, a, b, k)
         keys = (self.key, *[self._same_cut(state).key for state in states])
         source: int | str
@@ -197,13 +208,15 @@ class SharedBuffer(Operations):
             source = self._same_cut(x).key
         else:
             source = x.address if isinstance(x, Payload) else x
-        if self.cluster.plain and op == "axpy" and source.__class__ is int:
-            read_add_write(self, what, int(source), start, count)
+        if self.cluster.plain and op in WORKED:
+            other = x if isinstance(x, SharedBuffer) else int(source)
+            read_work_write(self, what, other, z, start, count)
             return
         with self.cluster.operation() as (epochs, tag):
+            full = (*tag, self._boxes(start, count))
 
             def run(t: Transport, s: int, n: int, at: int) -> None:
-                t.apply(what, keys, Span(s, n, at, count, z, epochs.get(t, 0), tag), source)
+                t.apply(what, keys, Span(s, n, at, count, z, epochs.get(t, -1), full), source)
 
             self._each(start, count, run)
 
@@ -229,6 +242,29 @@ class SharedBuffer(Operations):
             t.call("total", key=self.key, sources=keys, start=s, count=n, scale=scale)
 
         self._each(*self._span(0, None), run)
+
+    def matrix(
+        self, a: float, left: SharedBuffer, right: SharedBuffer, shape: tuple[int, int, int],
+        b: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Multiply matrices in the box: C = a A B + b C (P-PS 56); all three in one box.
+
+        Args:
+            a: scales the product.
+            left: A, ``shape[0]`` x ``shape[1]``, row by row.
+            right: B, ``shape[1]`` x ``shape[2]``.
+            shape: rows, inner, columns.
+            b: scales what C holds; 0: C is replaced.
+        """
+        boxes = [[segment.box for segment in each.segments] for each in (self, left, right)]
+        if len(boxes[0]) != 1 or boxes != [boxes[0]] * 3:
+            raise UsageError(
+                f"matrix of {self.name}, {left.name}, {right.name} in boxes {boxes} - allowed: "
+                "three buffers whole in the same box - do: cluster.create(..., weights=[1, 0])"
+            )
+        keys = [self.key, left.key, right.key]
+        transport = self.cluster.transports[boxes[0][0]]
+        transport.call("matrix", keys=keys, shape=list(shape), a=a, b=b)
 
     def share(self, index: int, of: int) -> tuple[int, int]:
         """Return (start, count) of one of ``of`` equal, page-aligned shares."""
@@ -265,11 +301,10 @@ class SharedBuffer(Operations):
             raise UsageError(
                 f"free {self.name} - allowed: buffers of cluster.allocate - do: release and delete"
             )
+        boxes = [self.cluster.transports[segment.box] for segment in self.segments]
         self.release()
-        left = [
-            self.cluster.transports[segment.box].lease("free", key=self.key)["shared_by"]
-            for segment in self.segments
-        ]
+        with self.cluster.locked(ALLOCATION):
+            left = [box.lease("free", key=self.key)["shared_by"] for box in boxes]
         return int(left[0])
 
     def delete(self) -> None:

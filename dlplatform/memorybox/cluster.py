@@ -11,16 +11,19 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dlplatform.errors import PeerLost, PlatformError, UsageError
-from dlplatform.memorybox.buffer import SharedBuffer
+from dlplatform.memorybox.buffer import ALLOCATION, SharedBuffer
 from dlplatform.memorybox.counter import SLICE_MS, Counter
 from dlplatform.memorybox.event import Event
 from dlplatform.memorybox.segment import split
 from dlplatform.memorybox.session import DIED, FINISHED, JOINED, LEFT
 from dlplatform.memorybox.view import View
 from dlplatform.transports.transport import (
-    ACCUMULATE, MAPPED, Entrance, Transport, open_transport,
+    ACCUMULATE,
+    MAPPED,
+    Entrance,
+    Transport,
+    open_transport,
 )  # fmt: skip
-from kernels import cpu
 
 NOBODY, PAUSE_S = ("", 0), 0.002
 NO_EPOCHS: dict[Transport, int] = {}
@@ -102,7 +105,8 @@ class Cluster:
         The lookup, the allocation and the count are one step in each box. ``SharedBuffer.free``
         is the reverse: the last one frees the memory.
         """
-        key, made = self._in_all("allocate", "free", name, self._cut(length, weights), {})
+        with self.locked(ALLOCATION):
+            key, made = self._in_all("allocate", "free", name, self._cut(length, weights), {})
         info = {"name": name, "length": length, "key": key, "segments": made}
         return SharedBuffer(self, info, counted=True)
 
@@ -183,7 +187,7 @@ class Cluster:
 
     @contextmanager
     def operation(self) -> Iterator[tuple[dict[Transport, int], tuple[str, int]]]:
-        """Yield an operation's epoch in each box (mapped), and its number in this thread.
+        """Yield an operation's epoch in each mapped box, and its number in this thread.
 
         A mapped operation enters the gates of all boxes before it does anything, so that a view
         of several boxes holds it everywhere or nowhere.

@@ -6,6 +6,7 @@ are in ``updates`` and ``server``.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -66,9 +67,7 @@ def create(
 
 
 @command(changes=True)
-def allocate(
-    box: MemoryBox, session: Session, name: str, floats: int, key: str = ""
-) -> Fields:
+def allocate(box: MemoryBox, session: Session, name: str, floats: int, key: str = "") -> Fields:
     """Find a segment by name or create it, and count one more user (P-BOX 71-91)."""
     space = session.space
     with space.lock:
@@ -81,7 +80,7 @@ def allocate(
 def free(box: MemoryBox, session: Session, key: str) -> Fields:
     """Count one user less; the last one frees the segment (P-BOX 104-172)."""
     with session.space.lock:
-        left = release(box, session, key)
+        left: Fields = release(box, session, key)
         if left["shared_by"] == 0:
             session.space.delete(session.entry(key))
         return left
@@ -114,12 +113,15 @@ def delete(box: MemoryBox, session: Session, key: str) -> None:
 
 
 @contextmanager
-def operating(session: Session, entries: Sequence[Entry]) -> Iterator[int]:
+def operating(
+    session: Session, entries: Sequence[Entry], tag: Sequence[Any] = ("", 0, ())
+) -> Iterator[int]:
     """Keep the memory of segments for one operation of this box; yield its epoch."""
-    name = f"op/{session.token}/box"
+    name = f"op/{session.token}/box{tag[0]}"
     slot = session.space.counter(name)
     with session.space.using(*entries):
-        epoch = session.space.gate.enter(slot, name, 0)
+        who = f"{session.token}/{tag[0]}"
+        epoch = session.space.gate.enter(slot, who, int(tag[1]), [int(box) for box in tag[2]])
         try:
             yield epoch
         finally:
@@ -129,9 +131,10 @@ def operating(session: Session, entries: Sequence[Entry]) -> Iterator[int]:
 @command(changes=True)
 def apply(
     box: MemoryBox, session: Session, op: str, keys: list[str], start: int, count: int,
-    k: list[float], source: str = "",
+    k: list[float], source: str = "", tag: Sequence[Any] = ("", 0, ()),
 ) -> None:  # fmt: skip
     """Apply an operation with another segment as x; y, then its states; y is locked by stripes."""
+    refuse_where_plain(box, op)
     takes_x = op not in cpu.ALONE
     if op not in (*cpu.ALONE, *BETWEEN) or takes_x != bool(source):
         raise BoxError(
@@ -141,11 +144,26 @@ def apply(
     check_states(op, keys)
     y = [session.span(key, start, count) for key in keys]
     x = session.span(source, start, count) if takes_x else None
-    with operating(session, [*y, x] if x else y) as epoch:
+    with operating(session, [*y, x] if x else y, tag) as epoch:
         scalars = counted(op, k, y[0])
         address = x.mapping.data + 4 * start if x else None
         order = cpu.operation(op, scalars)
-        cpu.check(cpu.locked(order, where(y), start, count, address, None, 0, 0, epoch))
+        try:
+            cpu.check(cpu.locked(order, where(y), start, count, address, None, 0, 0, epoch))
+        except OSError as error:
+            raise BoxError(
+                f"{op} on {y[0].name} stopped half-way: {error.strerror} - allowed: owners of "
+                "locks that go on - do: see what that worker does"
+            ) from None
+
+
+def refuse_where_plain(box: MemoryBox, op: str) -> None:
+    """Refuse to compute in a box without accumulate function (P-BOX 133)."""
+    if "accumulate" not in box.limits.can and op != "copy":
+        raise BoxError(
+            f"{op} in a box without accumulate function - allowed: read, write and lock - do: let "
+            "the worker compute, or start the box without --plain"
+        )
 
 
 def counted(op: str, k: Sequence[float], y: Entry) -> tuple[float, ...]:
@@ -197,6 +215,8 @@ def matrix(
 ) -> None:
     """C = a A B + b C for segments C, A, B of this box; shape: rows, inner, columns (P-PS 56)."""
     rows, inner, columns = (int(n) for n in shape)
+    if min(rows, inner, columns) < 1:
+        raise BoxError(f"matrix of shape {shape} - allowed: 1 or more each - do: check it")
     sizes = (rows * columns, rows * inner, inner * columns)
     entries = [session.span(key, 0, size) for key, size in zip(keys, sizes, strict=True)]
     if len({entry.key for entry in entries}) != 3:
@@ -225,8 +245,8 @@ def changed(box: MemoryBox, session: Session, key: str, since: int) -> Fields:
 def changed_stripes(header: int, floats: int, since: int) -> Fields:
     """Ask the header of a segment which of its stripes changed after a version."""
     most = -(-floats // cpu.STRIPE)
-    stripes, now = (cpu.c_uint32 * most)(), cpu.c_uint64()
-    count = cpu.changed(header, since, stripes, most, cpu.ctypes.addressof(now))
+    stripes, now = (ctypes.c_uint32 * most)(), ctypes.c_uint64()
+    count = cpu.changed(header, since, stripes, most, ctypes.addressof(now))
     return {"stripes": list(stripes[:count]), "version": now.value}
 
 
@@ -234,16 +254,19 @@ def changed_stripes(header: int, floats: int, since: int) -> Fields:
 
 
 @command(changes=False)
-def prepare(box: MemoryBox, session: Session, keys: list[str]) -> Fields:
-    """Begin a consistent view of segments; new streamed operations wait for ``commit``."""
+def prepare(box: MemoryBox, session: Session, keys: list[str], ticket: str = "") -> Fields:
+    """Begin a consistent view of segments; new streamed operations wait for ``commit``.
+
+    The same ticket again is the same view: its answer was lost.
+    """
     entries = [session.entry(key) for key in keys]
-    return {"newest": Cut.prepare(session.space, entries, session.token)}
+    return {"newest": Cut.prepare(session.space, entries, session.token, str(ticket))}
 
 
 @command(changes=False)
 def commit(box: MemoryBox, session: Session, newest: dict[str, int]) -> None:
     """Let operations go on: only those up to ``newest`` belong to the view."""
-    own_cut(session).commit(newest)
+    own_cut(session).commit({str(who): int(number) for who, number in newest.items()})
 
 
 @command(changes=False)
@@ -294,9 +317,7 @@ def add(box: MemoryBox, session: Session, name: str, n: int) -> Fields:
 
 
 @command(changes=True)
-def swap(
-    box: MemoryBox, session: Session, name: str, expected: int, desired: int
-) -> Fields:
+def swap(box: MemoryBox, session: Session, name: str, expected: int, desired: int) -> Fields:
     """Compare and swap a counter and return what it held before."""
     return {"value": cpu.counter_swap(session.space.counter(name), expected, desired)}
 
@@ -377,5 +398,5 @@ def status(box: MemoryBox, session: Session) -> Fields:
         "jobs": len(spaces),
         "sessions": sum(len(space.sessions) for space in spaces),
         "segments": sum(len(space.entries) for space in spaces),
-        "bytes": sum(space.bytes for space in spaces),
+        "bytes": sum(space.size for space in spaces),
     }

@@ -12,9 +12,9 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from dlplatform.errors import BoxError, PlatformError
-from dlplatform.memorybox import replica
-from dlplatform.memorybox import wire
+from dlplatform.memorybox import replica, wire
 from dlplatform.memorybox.box import WRONG_VALUES, MemoryBox
+from dlplatform.memorybox.commands import own_cut
 from dlplatform.memorybox.namespace import Entry
 from dlplatform.memorybox.session import Fields, Lane, Session
 from dlplatform.memorybox.updates import Stream
@@ -104,9 +104,9 @@ class Connection:
             session.links.add(self.link)
             session.leases += self.lease
         self.lane.connected(self.link)
-        can = self.box.limits.can if space.log is None else ("accumulate",)
+        can = [able for able in self.box.limits.can if able != "map" or space.log is None]
         return {
-            "can": list(can), "instance": self.box.instance, "lasting": bool(self.server.lasting),
+            "can": can, "instance": self.box.instance, "lasting": bool(self.server.lasting),
             "taken": self.lane.sequence,
         }  # fmt: skip
 
@@ -116,6 +116,8 @@ class Connection:
         """Send a span of a segment, as it is or as it was at the cut."""
         start, count = int(frame.get("start", 0)), int(frame.get("count", 0))
         entry = session.span(frame.get("key", ""), start, count)
+        if frame.get("cut"):
+            own_cut(session)  # one that ended with a box is not taken for what is there now
         fd, mapping = self.link.fileno(), entry.mapping
         with session.space.using(entry):
             wire.send(self.link, {"ok": {}}, more=count > 0)

@@ -5,8 +5,8 @@ stripe to its shadow before they first change it; earlier ones still under way c
 shadow, too. So a cut holds each operation wholly or not at all, and nobody waits for a copy.
 
 Over several boxes the reader asks all of them to hold new operations back (``prepare``),
-takes the newest operation of each worker that any box has seen, and tells it to all
-(``commit``): what is not newer belongs to the cut everywhere.
+takes the newest operation of each worker that any box has seen, and tells it to the boxes that
+it concerns (``commit``): what is not newer belongs to the cut everywhere.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from dlplatform.errors import BoxError
 from dlplatform.memorybox.memory import give_room, take_room
+from dlplatform.memorybox.timing import later
 from kernels import cpu
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ GATE = "box/gate"
 HOLD_S = 5.0
 """Longest time new operations are held back for a reader that does not go on."""
 Tags = dict[str, int]
+Newest = dict[str, tuple[int, list[int]]]
+"""The newest operation of everybody: its number, and which boxes it concerns."""
 
 
 class Gate:
@@ -36,11 +39,11 @@ class Gate:
         self.space = space
         self.closed_until = 0.0
         self._mapped = space.counter(GATE)
-        self.admitted: Tags = {}
+        self.admitted: Newest = {}
         self.newest: Tags = {}
         self._open = threading.Condition(space.lock)
 
-    def enter(self, slot: int, who: str, number: int) -> int:
+    def enter(self, slot: int, who: str, number: int, boxes: Sequence[int] = ()) -> int:
         """Wait while the gate is closed, mark the slot, and return the operation's epoch."""
         with self._open:
             while (left := self.closed_until - time.monotonic()) > 0:
@@ -48,16 +51,21 @@ class Gate:
             epoch = self.space.epoch
             if number and number <= self.newest.get(who, 0):
                 epoch -= 1  # another box had let it in before the cut
-            self.admitted[who] = max(number, self.admitted.get(who, 0))
+            self.admit(who, number, boxes)
             cpu.counter_set(slot, epoch + 1)
             return epoch
 
-    def close(self) -> Tags:
+    def admit(self, who: str, number: int, boxes: Sequence[int]) -> None:
+        """Note that an operation has come, even if it is refused."""
+        if number > self.admitted.get(who, (0, []))[0]:
+            self.admitted[who] = (number, list(boxes))
+
+    def close(self) -> Newest:
         """Hold new operations back; return the newest one of everybody."""
         with self._open:
             self.closed_until = time.monotonic() + HOLD_S
             cpu.counter_set(self._mapped, -1)
-            threading.Timer(HOLD_S, self._give_up, [self.closed_until]).start()
+            later(HOLD_S, self._give_up, self.closed_until)
             return dict(self.admitted)
 
     def open(self, newest: Tags | None = None) -> None:
@@ -78,7 +86,7 @@ class Gate:
         """Tell whether every operation that belongs to the cut has come, or never will."""
         living = self.space.sessions
         return all(
-            self.admitted.get(who, 0) >= number or who.partition("/")[0] not in living
+            self.admitted.get(who, (0, []))[0] >= number or who.partition("/")[0] not in living
             for who, number in self.newest.items()
         )
 
@@ -93,7 +101,8 @@ class Cut:
     """
 
     def __init__(self, space: Namespace, entries: Sequence[Entry], token: str) -> None:
-        self.space, self.token = space, token
+        self.space, self.token, self.ticket = space, token, ""
+        self.committed = False
         self.epoch = space.epoch + 1
         self.entries: list[Entry] = []
         try:
@@ -108,20 +117,32 @@ class Cut:
             cpu.cut(entry.mapping.header, self.epoch)
 
     @staticmethod
-    def prepare(space: Namespace, entries: Sequence[Entry], token: str) -> Tags:
+    def prepare(space: Namespace, entries: Sequence[Entry], token: str, ticket: str = "") -> Newest:
         """Begin a cut and hold new operations back until it is committed."""
         with space.lock:
+            again = ticket and space.cut and (space.cut.token, space.cut.ticket) == (token, ticket)
+            if again:
+                return space.gate.close()
             if space.cut is not None:
                 raise BoxError(
                     f"a snapshot of job {space.name} is being read - allowed: one at a time - do: "
                     "try again in a moment"
                 )
             space.cut = Cut(space, entries, token)
+            space.cut.ticket = ticket
         return space.gate.close()
 
     def commit(self, newest: Tags | None = None) -> None:
         """Begin the next epoch: what starts from now on is not in the view."""
         with self.space.lock:
+            if self.committed:
+                return  # asked again: the answer was lost
+            if newest is not None and not self.space.gate.closed_until:
+                raise BoxError(
+                    f"this view was begun more than {HOLD_S:g} s ago, and operations go on - "
+                    "allowed: to go on sooner - do: take it again"
+                )
+            self.committed = True
             cpu.counter_set(self.space.epoch_at, self.epoch)
             self.space.gate.open(newest)
 

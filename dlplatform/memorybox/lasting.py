@@ -25,6 +25,7 @@ import msgpack
 
 from dlplatform.errors import BoxError, EnvironmentMissing, PlatformError, UsageError
 from dlplatform.memorybox import oplog
+from dlplatform.memorybox.box import WRONG_VALUES
 from dlplatform.memorybox.cut import Cut
 from dlplatform.memorybox.memory import Memory
 from dlplatform.memorybox.namespace import Entry, Namespace
@@ -97,7 +98,13 @@ class Lasting:
         self.numbers[space.name] = 0
         if self.journal:
             space.log = OpLog()
-            space.log.write_to(self.place(space.name) / "journal-000000.log")
+            try:
+                space.log.write_to(self.place(space.name) / "journal-000000.log")
+            except OSError as error:
+                raise EnvironmentMissing(
+                    f"job {space.name} cannot have a journal in {self.folder}: {error.strerror} - "
+                    "allowed: a disk with room - do: make room"
+                ) from None
 
     def _end(self, space: Namespace) -> None:
         if space.log is not None:
@@ -189,6 +196,7 @@ class Lasting:
                 for name in space.slots if not name.startswith(skip)
             },
             "notices": space.notices, "dead": list(space.dead),
+            "locks": {name: session.token for name, session in space.locks.items()},
             "sessions": [[s.token, s.rank, dict(s.attached), s.polite]
                          for s in space.sessions.values()],
             "lanes": {lane.name: remembered(lane) for lane in space.lanes.values()},
@@ -289,7 +297,22 @@ def sync_folder(path: Path) -> None:
 
 
 def read_snapshot(space: Namespace, folder: Path) -> None:
-    """Fill a new namespace with a snapshot."""
+    """Fill a new namespace with a snapshot.
+
+    Raises:
+        EnvironmentMissing: when a part of it is missing or damaged.
+    """
+    try:
+        fill(space, folder)
+    except (OSError, *WRONG_VALUES, msgpack.UnpackException) as error:
+        raise EnvironmentMissing(
+            f"snapshot {folder} is damaged: {error} - allowed: snapshots as a box wrote them - do: "
+            "put a copy of it there, or remove the folder of this job to begin with nothing"
+        ) from None
+
+
+def fill(space: Namespace, folder: Path) -> None:
+    """Read what a snapshot holds."""
     state = msgpack.unpackb((folder / "state.msgpack").read_bytes(), strict_map_key=False)
     for index, (name, key, floats, shared, owner, creator, count) in enumerate(state["entries"]):
         entry = space.create(name, floats, key)
@@ -298,13 +321,18 @@ def read_snapshot(space: Namespace, folder: Path) -> None:
         target = memoryview((ctypes.c_char * (4 * floats)).from_address(entry.mapping.data))
         with open(folder / f"{index}.f32", "rb", buffering=0) as file:
             while target:
-                target = target[file.readinto(target.cast("B")) :]  # type: ignore[arg-type]
+                got = file.readinto(target.cast("B"))
+                if not got:
+                    raise ValueError(f"{index}.f32 is too short")
+                target = target[got:]
     for name, value in state["counters"].items():
         cpu.counter_set(space.counter(name), value)
     space.notices, space.dead = state["notices"], set(state["dead"])
     for token, rank, attached, polite in state["sessions"]:
         session = space.sessions[token] = Session(space, token, rank, polite=polite)
         session.attached.update(attached)
+    locks = {name: space.sessions.get(token) for name, token in state["locks"].items()}
+    space.locks = {name: session for name, session in locks.items() if session}
     for name, (token, sequence, reply, kept) in state["lanes"].items():
         lane = space.lanes[name] = Lane(token, name)
         lane.sequence, lane.reply = sequence, reply

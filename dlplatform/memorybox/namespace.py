@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlplatform.errors import BoxError
 from dlplatform.memorybox.cut import GATE as GATE
@@ -89,7 +89,7 @@ class Namespace:
     # -- segments ----------------------------------------------------------------------
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Return how many bytes its segments take."""
         return sum(4 * entry.floats for entry in self.entries.values())
 
@@ -114,9 +114,9 @@ class Namespace:
                     f"create {name}: its creation key is taken - allowed: a key of its own - do: "
                     "let the first box choose it"
                 )
-            if self.quota and self.bytes + 4 * floats > self.quota:
+            if self.quota and self.size + 4 * floats > self.quota:
                 raise BoxError(
-                    f"create {name}: {megabytes(4 * floats)} more than the {megabytes(self.bytes)} "
+                    f"create {name}: {megabytes(4 * floats)} more than the {megabytes(self.size)} "
                     f"that job {self.name} has - allowed: its quota of {megabytes(self.quota)} - "
                     "do: delete a buffer, or start the box with a larger --quota"
                 )
@@ -237,6 +237,6 @@ class Namespace:
             os.close(self.counters_file)
 
 
-def where(entries: Sequence[Entry]) -> cpu.Where:
+def where(entries: Sequence[Entry]) -> Any:
     """Return y and its states as the kernels take them."""
     return cpu.Where(*(entry.mapping.pointer for entry in entries))

@@ -18,7 +18,13 @@ from kernels import cpu
 if TYPE_CHECKING:
     from dlplatform.memorybox.buffer import SharedBuffer
 
-order_of = lru_cache(maxsize=1024)(cpu.operation)
+
+@lru_cache(maxsize=1024)
+def order_of(
+    name: str, scalars: tuple[float, ...], format: str = "fp32", entries: int = 0
+) -> cpu.Operation:
+    """Return the kernels' record of an operation, made once."""
+    return cpu.operation(name, scalars, format, entries)
 
 
 class Operations:
@@ -111,14 +117,14 @@ class Operations:
 
 
 def order(op: str, x: Any, a: float, b: float, k: Sequence[float]) -> cpu.Operation:
-    """Return the kernels' record of an operation, made once."""
+    """Return the kernels' record of an operation on x."""
     scalars = tuple(k) or (a, b)
     if isinstance(x, Payload):
         return order_of(op, scalars, x.format, x.entries)
     return order_of(op, scalars)
 
 
-def check(op: str, x: Any, states: Sequence[Any], name: str) -> None:
+def check(op: str, x: Any, states: Sequence[Any], name: str, count: int) -> None:
     """Refuse what no box could do."""
     if op not in cpu.OPERATIONS:
         raise UsageError(
@@ -128,6 +134,11 @@ def check(op: str, x: Any, states: Sequence[Any], name: str) -> None:
         raise UsageError(
             f"{op} on {name} with {len(states)} states - allowed: {cpu.STATES.get(op, 0)} - do: "
             "give the buffers of its state"
+        )
+    if isinstance(x, Payload) and x.length != count:
+        raise UsageError(
+            f"{op} of {count} elements of {name} with a payload of {x.length} - allowed: {count} - "
+            "do: make a payload of the span's length, or give start and count"
         )
     if x.__class__ is not int and not isinstance(x, int | Payload) and op not in BETWEEN:
         raise UsageError(

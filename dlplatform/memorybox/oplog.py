@@ -72,8 +72,11 @@ class OpLog:
     def append(self, head: dict[str, Any]) -> None:
         """Write a record without payload; call it alone."""
         packed = msgpack.packb(head)
-        record = cpu.Record(head=len(packed))
-        self.check(cpu.append(self.address, ctypes.addressof(record), packed, None))
+        self.write(cpu.Record(head=len(packed)), packed, None)
+
+    def write(self, record: cpu.Record, head: bytes, body: bytes | None) -> None:
+        """Write a record whose parts are known; call it alone."""
+        self.check(cpu.append(self.address, ctypes.addressof(record), head, body))
 
     def check(self, result: int) -> None:
         """Turn a failure to write into the refusal of the change."""

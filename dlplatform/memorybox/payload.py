@@ -47,9 +47,7 @@ class Payload:
 
     def pack(self, x: int) -> Payload:
         """Pack ``length`` fp32 elements at an address, and what was left of those before."""
-        cpu.check(
-            cpu.pack(self._code, x, self.residual, self.address, self.length, self.entries)
-        )
+        cpu.check(cpu.pack(self._code, x, self.residual, self.address, self.length, self.entries))
         return self
 
     def unpack(self, into: int) -> None:

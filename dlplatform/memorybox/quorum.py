@@ -42,6 +42,11 @@ class Quorum:
             raise UsageError(
                 f"a quorum of {needed} of {everyone} - allowed: 1 to {everyone} - do: correct it"
             )
+        if target.cluster.rank < 0:
+            raise UsageError(
+                f"a quorum of {target.name} without a rank - allowed: members of the job - do: "
+                "cluster.join(rank, size) first"
+            )
         self.target, self.accumulators = target, accumulators
         self.needed, self.everyone, self.grace_s = needed, everyone, grace_s
         self.cluster = target.cluster

@@ -41,18 +41,26 @@ class Ranges:
         return [(first, last - first) for first, last in spans]
 
 
-def read_add_write(
-    buffer: SharedBuffer, order: cpu.Operation, x: int, start: int, count: int
-) -> None:
-    """Do y = y + a x here, for boxes that cannot, a stripe's worth at a time."""
+def read_work_write(
+    buffer: SharedBuffer, order: cpu.Operation, x: int | SharedBuffer, z: int, start: int,
+    count: int,
+) -> None:  # fmt: skip
+    """Do an operation here, for boxes that cannot, a stripe's worth at a time.
+
+    The value is not read again when the local region was read within the cluster's window; the
+    region then takes part, and holds the result, too.
+    """
     fresh = time.monotonic() - buffer.read_at <= buffer.cluster.window_s
-    scratch = Memory(min(count, cpu.STRIPE))
+    scratch, other = (Memory(min(count, cpu.STRIPE)) for _ in range(2))
     for at in range(0, count, cpu.STRIPE):
         n = min(cpu.STRIPE, count - at)
+        y = buffer.region + 4 * (start + at) if fresh else scratch.address
         with buffer.locked(start + at, n):
-            if fresh:
-                cpu.copy(scratch.address, buffer.region + 4 * (start + at), 4 * n)
+            if not fresh:
+                buffer.read(y, start + at, n)
+            if isinstance(x, int):
+                cpu.apply(order, y, None, None, x, z, at, n)
             else:
-                buffer.read(scratch.address, start + at, n)
-            cpu.apply(order, scratch.address, None, None, x, None, at, n)
-            buffer.write(scratch.address, start + at, n)
+                x.read(other.address, start + at, n)
+                cpu.apply(order, y, None, None, other.address, z, 0, n)
+            buffer.write(y, start + at, n)

@@ -1,13 +1,12 @@
-"""Replay: do again, in a namespace, what the records of a log say: after a restart, and in a mirror."""
+"""Replay: do again what the records of a log say: after a restart, and in a mirror."""
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from dlplatform.memorybox import updates
 from dlplatform.memorybox.session import Lane, Session
-from kernels import cpu
+from dlplatform.memorybox.timing import later
 
 if TYPE_CHECKING:
     from dlplatform.memorybox.box import MemoryBox
@@ -34,18 +33,8 @@ def replay(box: MemoryBox, space: Namespace, record: Entry) -> None:
         lane.reply = box.reply(session, head["do"], head["fields"])
 
 
-def under_way(space: Namespace) -> None:
-    """Mark the updates that a replay left unfinished, so that cuts wait for them."""
-    for lane in space.lanes.values():
-        if lane.reply is None and lane.made is not None:
-            slot = space.counter(updates.slot_of(lane))
-            cpu.counter_set(slot, lane.made.update.epoch + 1)
-
-
 def expect(box: MemoryBox, space: Namespace, patience_s: float) -> None:
     """Give the workers of a replayed namespace some time to come; then they have died."""
-
-    under_way(space)
 
     def end() -> None:
         for session in list(space.sessions.values()):
@@ -53,6 +42,4 @@ def expect(box: MemoryBox, space: Namespace, patience_s: float) -> None:
                 box.end(session)
         box.forget(space)
 
-    timer = threading.Timer(patience_s, end)
-    timer.daemon = True
-    timer.start()
+    later(patience_s, end)

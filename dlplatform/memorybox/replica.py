@@ -9,6 +9,7 @@ same moment is dead, not cut off from both).
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from dlplatform.memorybox.server import Server
 
 PATIENCE_S, CONNECT_S, RETURN_S = 2.0, 10.0, 30.0
-KEPT, MOVED = b"k", b"m"
+KEPT, MOVED, PART = b"k", b"m", 1 << 20
 
 
 def mirror_to(server: Server, space: Namespace, origin: str, mirror: str) -> None:
@@ -63,18 +64,24 @@ def receive(server: Server, link: socket.socket, job: str, origin: str) -> None:
         space = box.space(name)
     wire.send(link, {"ok": {}})
     try:
-        while raw := exactly(link, cpu.ctypes.sizeof(cpu.Record)):
+        while raw := exactly(link, ctypes.sizeof(cpu.Record)):
             record = check_record(raw)
             if record is None:
                 raise ConnectionError("not a record")
-            found = entry_of(record, exactly(link, record.head), exactly(link, record.body))
+            head, body = exactly(link, record.head), exactly(link, record.body)
+            found = entry_of(record, head, body)
             if found is None:
                 raise ConnectionError("a damaged record")
             with space.lock:
                 if space.taken_over:
                     link.sendall(MOVED)
                     return
-            replay(box, space, found)
+            if space.log is None:
+                replay(box, space, found)
+            else:  # this box keeps a journal, too
+                with space.log.alone():
+                    space.log.write(record, head, body)
+                    replay(box, space, found)
             link.sendall(KEPT)
     except OSError:
         pass  # the box is gone: its workers will come here, or have left
@@ -84,11 +91,10 @@ def receive(server: Server, link: socket.socket, job: str, origin: str) -> None:
 
 def exactly(link: socket.socket, count: int) -> bytes:
     """Receive so many bytes."""
-    data = bytearray(count)
-    view = memoryview(data)
-    while view:
-        got = link.recv_into(view)
-        if not got:
+    data = bytearray()
+    while len(data) < count:  # memory grows with what has come, not with what was announced
+        part = link.recv(min(count - len(data), PART))
+        if not part:
             raise ConnectionResetError("the box hung up")
-        view = view[got:]
+        data += part
     return bytes(data)

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from dlplatform.errors import BoxError, UsageError
+from dlplatform.errors import UsageError
 from dlplatform.memorybox import connection, replica, watching, wire
 from dlplatform.memorybox.box import MemoryBox
 from dlplatform.memorybox.options import check, limits_of, parser
-from dlplatform.memorybox.session import Fields, Session, later
+from dlplatform.memorybox.session import Fields, Session
+from dlplatform.memorybox.timing import later
 
 if TYPE_CHECKING:
     from dlplatform.memorybox.lasting import Lasting
@@ -87,7 +88,7 @@ class Server:
                 session.space.mirrored = True
                 try:
                     replica.mirror_to(self, session.space, *replicated)
-                except BoxError:
+                except BaseException:
                     self.box.end(session)
                     raise
             return session

@@ -11,7 +11,6 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter as Tally
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,13 +26,6 @@ if TYPE_CHECKING:
 
 JOINED, FINISHED, LEFT, DIED = 1, 2, 3, 4
 Fields = dict[str, Any]
-
-
-def later(seconds: float, call: Callable[..., Any], *arguments: Any) -> None:
-    """Call something later, unless the process has ended by then."""
-    timer = threading.Timer(seconds, call, arguments)
-    timer.daemon = True
-    timer.start()
 
 
 @dataclass
@@ -123,15 +115,18 @@ class Lane:
         self.answers: Memory | None = None
 
     def take(self, sequence: int) -> bool:
-        """Begin a request, and tell whether it is new; a repeated one goes on where it was."""
-        if sequence == self.sequence + 1:
+        """Begin a request, and tell whether it is new; a repeated one goes on where it was.
+
+        Numbers may be left out: a box that comes back has not heard of those it refused.
+        """
+        if sequence > self.sequence:
             self.sequence, self.reply, self.made = sequence, None, None
             return True
         if sequence == self.sequence:
             return False
         raise BoxError(
-            f"request {sequence} in lane {self.name} - allowed: {self.sequence} again, or "
-            f"{self.sequence + 1} - do: use the same version on both sides"
+            f"request {sequence} in lane {self.name} - allowed: {self.sequence} again, or a later "
+            "one - do: use the same version on both sides"
         )
 
     def room(self, floats: int) -> int:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgpack
@@ -18,7 +19,7 @@ import msgpack
 from dlplatform.errors import BoxError, EnvironmentMissing, PlatformError
 from dlplatform.memorybox import wire
 from dlplatform.memorybox.box import WRONG_VALUES, MemoryBox
-from dlplatform.memorybox.commands import check_states, counted
+from dlplatform.memorybox.commands import check_states, counted, refuse_where_plain
 from dlplatform.memorybox.namespace import Entry, where
 from dlplatform.memorybox.oplog import Entry as Record
 from dlplatform.memorybox.session import Fields, Lane, Session
@@ -133,6 +134,7 @@ class Stream:
             except (PlatformError, *WRONG_VALUES) as error:
                 lane.reply = self.box.refuse(error, "push", self.session.space.name)
                 lane.made = None
+                self._pass_by(frame)
                 self._throw_away(frame)
             if "received" in frame:
                 self._resume(int(frame["received"]))
@@ -142,14 +144,21 @@ class Stream:
             wire.send(self.link, lane.reply or {})
 
     def _begin(self, frame: Fields) -> None:
+        refuse_where_plain(self.box, str(frame["op"]))
         space, lane = self.session.space, self.lane
         made = arrival(self.session, lane, frame)
-        thread, number = frame.get("tag", ("", 0))
+        thread, number, boxes = tag_of(frame)
         slot = space.counter(slot_of(lane))
         with space.lock:  # a cut finds the update in its lane if it belongs to it
             who = f"{self.session.token}/{thread}"
-            made.update.epoch = space.gate.enter(slot, who, int(number))
+            made.update.epoch = space.gate.enter(slot, who, number, boxes)
             lane.made = made
+
+    def _pass_by(self, frame: Fields) -> None:
+        """Let no view wait for an operation that was refused here."""
+        with suppress(*WRONG_VALUES), self.session.space.lock:
+            thread, number, boxes = tag_of(frame)
+            self.session.space.gate.admit(f"{self.session.token}/{thread}", number, boxes)
 
     def _log(self, made: Arrival) -> None:
         """Have the update written to the log of the job, if there is one."""
@@ -157,7 +166,7 @@ class Stream:
         if log is not None:
             made.head = head_of(self.session, self.lane, made)
             update.log = log.address
-            update.head = ctypes.cast(made.head, ctypes.c_void_p).value
+            update.head = ctypes.cast(ctypes.c_char_p(made.head), ctypes.c_void_p).value
             update.head_bytes = len(made.head)
 
     def _resume(self, received: int) -> None:
@@ -207,6 +216,12 @@ class Stream:
         cpu.check(cpu.discard(self.link.fileno(), payload_of(frame)))
 
 
+def tag_of(frame: Fields) -> tuple[str, int, list[int]]:
+    """Return who does an operation, its number there, and which boxes it concerns."""
+    thread, number, boxes = frame.get("tag", ("", 0, ()))
+    return str(thread), int(number), [int(box) for box in boxes]
+
+
 def stopped(update: cpu.Update, error: OSError) -> str:
     """Say what kept an update from being finished."""
     if error.errno == errno.EINVAL:
@@ -227,9 +242,11 @@ def payload_of(frame: Fields) -> int:
     Raises:
         ConnectionError: when nobody can tell.
     """
-    count, entries, format = frame.get("count"), frame.get("entries", 0), frame.get("format", "fp32")
-    numbers = isinstance(count, int) and isinstance(entries, int)
-    if not numbers or not 0 <= count <= LARGEST or not 0 <= entries <= LARGEST:
+    count, entries = frame.get("count"), frame.get("entries", 0)
+    format = frame.get("format", "fp32")
+    if not isinstance(count, int) or not isinstance(entries, int):
+        raise ConnectionError("unbounded stream")
+    if not 0 <= count <= LARGEST or not 0 <= entries <= LARGEST:
         raise ConnectionError("unbounded stream")
     if not isinstance(format, str) or format not in cpu.FORMATS:
         raise ConnectionError("unbounded stream")
@@ -244,17 +261,44 @@ def replay(session: Session, lane: Lane, record: Record) -> None:
         return
     if lane.take(sequence) or lane.made is None:
         order = cpu.Operation.from_buffer_copy(head["op"])
-        update = cpu.Update(order, start=head["start"], n=head["count"], epoch=head["epoch"])
+        epoch = (
+            session.space.epoch
+        )  # as if it had begun here: the numbers of another box mean nothing
+        update = cpu.Update(order, start=head["start"], n=head["count"], epoch=epoch)
         update.at = head["from"]
-        entries = [session.space.entry(key) for key in head["keys"]]
+        names = {code: name for name, code in cpu.FORMATS.items()}
+        op = next(
+            (name for name in STREAMED if cpu.OPERATIONS[name] == order.code), str(order.code)
+        )
+        form = names.get(order.format, str(order.format))
+        refuse_payload(op, form, order.entries, head["count"], head["start"])
+        check_states(op, head["keys"])
+        entries = [session.span(key, head["start"], head["count"]) for key in head["keys"]]
         lane.made = Arrival(entries, place(lane, update), b"")
+        cpu.counter_set(session.space.counter(slot_of(lane)), epoch + 1)
         if order.code == cpu.OPERATIONS["adam"]:
             cpu.step(entries[0].mapping.header)
     made = lane.made
     if record.at < made.update.done:
         return
+    refuse_record(made.update, record)
     body = ctypes.create_string_buffer(record.body, len(record.body))
     where_to = where(made.entries)
     cpu.check(cpu.replay(ctypes.addressof(made.update), where_to, record.at, record.n, body))
     if made.update.done >= made.update.n:
         lane.reply = {"ok": {}}
+        cpu.leave(session.space.counter(slot_of(lane)))
+
+
+def refuse_record(update: cpu.Update, record: Record) -> None:
+    """Refuse a record that does not continue its update."""
+    order, n = update.operation, record.n
+    sparse = order.format == cpu.FORMATS["topk"]
+    size = cpu.payload_bytes(order.format, update.n if sparse else n, order.entries)
+    fits = sparse or record.at % cpu.CHUNK + n <= cpu.CHUNK
+    if record.at != update.done or record.at + n > update.n or len(record.body) != size or not fits:
+        raise BoxError(
+            f"a record of elements {record.at} to {record.at + n} with {len(record.body)} bytes, "
+            f"after {update.done} of {update.n} - allowed: what a box logs - do: use the same "
+            "version on both sides"
+        )

@@ -7,6 +7,7 @@ worker did before it.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,8 +18,11 @@ from dlplatform.errors import BoxError, PeerLost, PlatformError
 if TYPE_CHECKING:
     from dlplatform.memorybox.buffer import SharedBuffer
     from dlplatform.memorybox.cluster import Cluster
+    from dlplatform.memorybox.cut import Newest
 
 AGAIN_S, SLICE_MS = 0.02, 200
+LATER = ("is being read", "was begun more than", "no view was begun")
+"""What a box says when this view has to be begun again: another one, too slow, or restarted."""
 
 
 class View:
@@ -27,40 +31,44 @@ class View:
     def __init__(self, cluster: Cluster, buffers: Sequence[SharedBuffer]) -> None:
         self.cluster, self.buffers = cluster, buffers
         self._begun: list[int] = []
+        self._ticket = ""
 
     def __enter__(self) -> View:
-        try:
-            newest = self._prepare()
-            for box in range(len(self.cluster.transports)):
-                self._call(box, "commit", newest=newest)
-            for box in range(len(self.cluster.transports)):
-                self._settle(box)
-        except BaseException:
-            self.close()
-            raise
-        return self
+        end = time.monotonic() + self.cluster.timeout_s
+        while True:
+            try:
+                self._begin()
+                return self
+            except BaseException as error:
+                self.close()  # operations go on while this waits for its turn
+                again = isinstance(error, BoxError) and any(text in str(error) for text in LATER)
+                if not again or time.monotonic() > end:
+                    raise
+            time.sleep(AGAIN_S)
+
+    def _begin(self) -> None:
+        self._ticket = secrets.token_hex(4)
+        newest = self._prepare()
+        for box in range(len(self.cluster.transports)):
+            here = {who: number for who, (number, boxes) in newest.items() if box in boxes}
+            self._call(box, "commit", newest=here)
+        for box in range(len(self.cluster.transports)):
+            self._settle(box)
 
     def _call(self, box: int, command: str, **fields: object) -> dict[str, object]:
         return self.cluster.transports[box].call(command, **fields)
 
-    def _prepare(self) -> dict[str, int]:
+    def _prepare(self) -> Newest:
         """Begin in every box, the first one first: it settles who reads."""
-        newest: dict[str, int] = {}
-        end = time.monotonic() + self.cluster.timeout_s
+        newest: Newest = {}
         for box in range(len(self.cluster.transports)):
             keys = [b.key for b in self.buffers for s in b.segments if s.box == box]
-            while True:
-                try:
-                    seen = self._call(box, "prepare", keys=keys)["newest"]
-                    break
-                except BoxError as error:
-                    if "is being read" not in str(error) or time.monotonic() > end:
-                        raise
-                    time.sleep(AGAIN_S)
+            seen = self._call(box, "prepare", keys=keys, ticket=self._ticket)["newest"]
             self._begun.append(box)
             assert isinstance(seen, dict)
-            for who, number in seen.items():
-                newest[who] = max(number, newest.get(who, 0))
+            for who, (number, boxes) in seen.items():
+                if number > newest.get(who, (0, []))[0]:
+                    newest[who] = (number, boxes)
         return newest
 
     def _settle(self, box: int) -> None:

@@ -50,7 +50,7 @@ def job_figures(space: Namespace) -> Fields:
 
         return {
             "segments": len(headers),
-            "bytes": space.bytes,
+            "bytes": space.size,
             "quota": space.quota,
             "workers": sum(session.leases > 0 for session in sessions),
             "away": sum(session.leases == 0 for session in sessions),
@@ -298,7 +298,7 @@ def watched(server: Server, log: str) -> Iterator[None]:
     events = Events(log)
     box.tell = events.tell
     box.on_new.append(lambda space: events.tell("job opened", job=space.name))
-    box.on_gone.append(lambda space: events.tell("job gone", job=space.name, bytes=space.bytes))
+    box.on_gone.append(lambda space: events.tell("job gone", job=space.name, bytes=space.size))
     try:
         yield
     finally:

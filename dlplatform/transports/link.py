@@ -38,7 +38,8 @@ class Lane:
     """One row of requests; used by one thread at a time."""
 
     def __init__(self, number: int) -> None:
-        self.number, self.sequence = number, 0
+        self.number = number
+        self.sequence = self.acknowledged = 0
         self.socket: socket.socket | None = None
         self.holds_locks = False
 
@@ -108,7 +109,7 @@ class Link:
     def _recognise(self, answer: Frame, lane: Lane) -> None:
         """Make sure that the box still knows what it has acknowledged."""
         again = self._instance and self.home == self.uri and answer["instance"] != self._instance
-        if (again and not answer["lasting"]) or answer["taken"] < lane.sequence - 1:
+        if (again and not answer["lasting"]) or answer["taken"] < lane.acknowledged:
             self.lose("it was started again and has forgotten what it acknowledged")
             raise PeerLost(self.lost)
         self._instance, self._lasting = answer["instance"], bool(answer["lasting"])
@@ -118,24 +119,25 @@ class Link:
         """Return the socket of a lane; connect again, patiently, if it broke."""
         end = time.monotonic() + self.timeout_s
         while lane.socket is None:
-            if self.lost:
-                raise PeerLost(self.lost)
+            if self.lost or self._closed:
+                raise PeerLost(self.lost or f"memory box {self.uri}: closed here")
+            home = self.home
             try:
                 lane.socket = self._open(lane)
             except PlatformError:
                 raise
             except (OSError, ValueError) as error:
-                self._unreachable(error, end)
+                self._unreachable(error, end, home)
         return lane.socket
 
-    def _unreachable(self, error: Exception, end: float) -> None:
+    def _unreachable(self, error: Exception, end: float, home: str) -> None:
         if not self._instance:
             raise PeerLost(
                 f"no memory box answers at {self.uri}: {error} - allowed: the address that "
                 "dlp box printed - do: start it there (dlp box --bind ...) or correct the address"
             ) from None
-        if self.mirror and self.home != self.mirror:
-            self.home = self.mirror
+        if self.mirror and home != self.mirror:
+            self.home = self.mirror  # another thread may have found out at the same time
             return
         absent = isinstance(error, ConnectionRefusedError | FileNotFoundError)
         if (absent and not self._lasting) or time.monotonic() > end or self._closed:
@@ -180,8 +182,6 @@ class Link:
                 poll.register(link, select.POLLRDHUP)
                 poll.poll()
             with self._lease_lock, suppress(PlatformError, OSError, ValueError):
-                if self._closed:
-                    return
                 if self._lease.socket is link:
                     self._lease.drop()
                 self.reach(self._lease)
@@ -246,7 +246,9 @@ class Link:
                 return self.call(command, fields, lent)
         lane.sequence += 1
         numbered = {**fields, "seq": lane.sequence}
-        return self.perform(lane, lambda link, _: self.request(link, command, numbered))
+        answer = self.perform(lane, lambda link, _: self.request(link, command, numbered))
+        lane.acknowledged = lane.sequence
+        return answer
 
     def ask(self, command: str, fields: Frame) -> Frame:
         """Have the box obey a command that changes nothing: it needs no number."""
@@ -300,6 +302,7 @@ class Link:
             lane.sequence += 1
             numbered = {**frame, "do": "push", "seq": lane.sequence}
             self.perform(lane, work)
+            lane.acknowledged = lane.sequence
 
     def swap(self, frame: Frame, out: int, into: int, kind: int = cpu.NONE) -> None:
         """Send an update and its bytes, and receive as many at the same time.
@@ -328,6 +331,7 @@ class Link:
             lane.sequence += 1
             numbered = {**frame, "do": "push", "seq": lane.sequence}
             self.perform(lane, work)
+            lane.acknowledged = lane.sequence
 
     def _move(
         self, link: socket.socket, what: tuple[int, int, int, int], done: _Progress,

@@ -101,6 +101,10 @@ class MappedTransport:
         """Run an operation here, on the mapped memory, under the locks of its stripes."""
         if self.lost:
             raise PeerLost(self.lost)
+        if span.epoch < 0:  # other boxes of the cluster are not mapped: only this gate is entered
+            with self._entered() as epoch:
+                self.apply(order, keys, span._replace(epoch=epoch), x)
+            return
         start, count, at, _, z, epoch, _ = span
         if isinstance(x, str):
             x, at = self.segments[x].data + 4 * start, 0
@@ -149,6 +153,15 @@ class MappedTransport:
         if code and code != -errno.EAGAIN:
             self._stuck(code, key)
         return not code
+
+    @contextmanager
+    def _entered(self) -> Iterator[int]:
+        while (epoch := self.enter()) < 0:
+            self.opened()
+        try:
+            yield epoch
+        finally:
+            self.leave()
 
     def enter(self) -> int:
         """Enter the box's gate for one operation of this thread; return its epoch."""

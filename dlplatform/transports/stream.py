@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
 from bisect import bisect_left
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,13 +76,13 @@ class StreamTransport:
         """Send x for the box to apply; elastic, difference and merge bring results back."""
         op = NAMES[order.code]
         frame: Frame = {
-            "op": op, "keys": list(keys), "start": span.start, "count": span.count,
+            "op": op, "keys": list(keys), "start": span.start, "count": span.floats,
             "k": list(order.k[:6]),
         }  # fmt: skip
+        frame["tag"] = span.tag
         if op in cpu.ALONE or isinstance(x, str):
             self.link.call("apply", {**frame, "source": x if isinstance(x, str) else ""})
             return
-        frame["tag"] = span.tag
         z = span.z + 4 * span.at
         if order.format:
             frame["format"] = FORMATS[order.format]
@@ -98,7 +98,7 @@ class StreamTransport:
         elif op == "merge":
             self.link.swap({**frame, "op": "fetch", "k": [1.0]}, z, x, order.code)
         else:
-            self.link.push(frame, [(x, 4 * span.count)], 4 * cpu.BLOCK8)
+            self.link.push(frame, [(x, 4 * span.floats)], 4 * cpu.BLOCK8)
 
     def _push(self, frame: Frame, order: cpu.Operation, span: Span, x: int) -> None:
         """Send the part of a packed payload that concerns this box."""
@@ -111,7 +111,7 @@ class StreamTransport:
             self.link.push(frame, parts, 0)
             return
         skip = cpu.payload_bytes(order.format, span.at, 0)
-        size = cpu.payload_bytes(order.format, span.count, 0)
+        size = cpu.payload_bytes(order.format, span.floats, 0)
         unit = cpu.payload_bytes(order.format, cpu.BLOCK8, 0)
         self.link.push(frame, [(x + skip, size)], unit)
 
@@ -145,8 +145,8 @@ class StreamTransport:
 def _positions(payload: int, entries: int, span: Span) -> tuple[int, int]:
     """Return which entries of a sparse payload lie in a box's part of the span."""
     positions = (ctypes.c_uint32 * entries).from_address(payload)
-    first = bisect_left(positions, span.at)  # type: ignore[arg-type]
-    return first, bisect_left(positions, span.at + span.count)  # type: ignore[arg-type]
+    first = bisect_left(positions, span.at)
+    return first, bisect_left(positions, span.at + span.floats)
 
 
 def open_tcp(uri: str, entrance: Entrance) -> StreamTransport:

@@ -47,7 +47,8 @@ class Span(NamedTuple):
 
     start: int
     """First element in the segment."""
-    count: int
+    floats: int
+    """Elements."""
     at: int
     """First element in x and z, which hold the whole operation's span."""
     whole: int
@@ -55,9 +56,9 @@ class Span(NamedTuple):
     z: int
     """Address of z, or 0."""
     epoch: int
-    """Of the operation, where segments are mapped."""
-    tag: tuple[str, int]
-    """Who does the operation, and its number there: the same for all boxes."""
+    """Of the operation, where all segments are mapped; -1 where they are not."""
+    tag: tuple[str, int, list[int]]
+    """Who does the operation, its number there, and its boxes: the same for all of them."""
 
 
 class Transport(Protocol):

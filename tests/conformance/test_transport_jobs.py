@@ -33,8 +33,8 @@ from places import (
 )
 
 from dlplatform.errors import BoxError, PeerLost, UsageError
-from dlplatform.memorybox.session import DIED, JOINED, LEFT
 from dlplatform.memorybox.cluster import Cluster
+from dlplatform.memorybox.session import DIED, JOINED, LEFT
 from kernels import cpu
 
 # -- counters, events, notices, locks --------------------------------------------------------

@@ -130,7 +130,7 @@ def commands(page: Path) -> list[list[str]]:
 def check_train(words: list[str]) -> int:
     """Run ``dlp train`` up to the point where it would start something."""
     for word in words:
-        if word.startswith("cluster.secret_file="):
+        if word.startswith(("cluster.secret_file=", "cluster.ca=")):
             Path(word.partition("=")[2]).touch()
         if word.startswith("resume=") and word != "resume=auto":
             Path(word.partition("=")[2]).mkdir(parents=True)

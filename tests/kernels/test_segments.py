@@ -41,8 +41,10 @@ def view(address: int) -> np.ndarray:
     return np.ctypeslib.as_array((cpu.c_float * FLOATS).from_address(address))
 
 
-def run(order: object, segments: list[Mapping], x: np.ndarray, z: np.ndarray | None = None,
-        start: int = 0, epoch: int = 0, turn: int = 0, count: int | None = None) -> int:  # fmt: skip
+def run(
+    order: object, segments: list[Mapping], x: np.ndarray, z: np.ndarray | None = None,
+    start: int = 0, epoch: int = 0, turn: int = 0, count: int | None = None,
+) -> int:  # fmt: skip
     n = len(x) if count is None else count
     return cpu.locked(order, where(*segments), start, n, at(x), at(z), 0, turn, epoch)
 
