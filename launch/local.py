@@ -55,7 +55,7 @@ def in_process(config: dict[str, Any]) -> bool:
         config["workers"] == 1
         and not cluster["boxes"]
         and cluster["transport"] in ("auto", "inproc")
-        and not cluster["replicas"]
+        and not cluster.get("replicas")
     )
 
 

@@ -19,7 +19,7 @@ from dlplatform.memorybox.operations import Operations, check, order, order_of
 from dlplatform.memorybox.payload import Payload
 from dlplatform.memorybox.ranges import Ranges, read_work_write
 from dlplatform.memorybox.segment import Segment, split
-from dlplatform.transports.transport import Span
+from dlplatform.transports.transport import MAPPED, Span
 from kernels import cpu
 
 if TYPE_CHECKING:
@@ -117,10 +117,13 @@ class SharedBuffer(Operations):
         return pieces
 
     def _boxes(self, start: int, count: int) -> list[int]:
-        """Return which boxes a span is in."""
-        end = start + count
-        cuts = [(s.box, s.offset, s.offset + s.length) for s in self.segments]
-        return [box for box, first, last in cuts if first < end and start < last]
+        """Return which boxes do an operation on a span: those that are not mapped."""
+        pieces = zip(self.segments, self._cut, strict=True)
+        return [
+            segment.box
+            for segment, (t, first, last) in pieces
+            if first < start + count and start < last and MAPPED not in t.can
+        ]
 
     def _each(
         self, start: int, count: int, work: Callable[[Transport, int, int, int], Any]
@@ -213,7 +216,7 @@ class SharedBuffer(Operations):
             read_work_write(self, what, other, z, start, count)
             return
         with self.cluster.operation() as (epochs, tag):
-            full = (*tag, self._boxes(start, count))
+            full = (*tag, [] if self.mapped else self._boxes(start, count))
 
             def run(t: Transport, s: int, n: int, at: int) -> None:
                 t.apply(what, keys, Span(s, n, at, count, z, epochs.get(t, -1), full), source)

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import msgpack
-
 from dlplatform.errors import BoxError
+from dlplatform.memorybox import notes as notes
 from dlplatform.memorybox.box import command
 from dlplatform.memorybox.cut import Cut
 from dlplatform.memorybox.namespace import EVERYONE, Entry, where
@@ -23,7 +22,7 @@ from kernels import cpu
 if TYPE_CHECKING:
     from dlplatform.memorybox.box import MemoryBox
 
-LARGEST_SUM, LARGEST_NOTICE = 4096, 1 << 18
+LARGEST_SUM = 4096
 BETWEEN = ("axpy", "axpby", "copy", "clip", "sgd", "outer", "adam")
 
 
@@ -287,116 +286,3 @@ def own_cut(session: Session) -> Cut:
     if cut is None or cut.token != session.token:
         raise BoxError("no view was begun - allowed: prepare first - do: use cluster.snapshot()")
     return cut
-
-
-# -- counters and notices ----------------------------------------------------------------------
-
-
-@command(changes=False)
-def slot(box: MemoryBox, session: Session, name: str) -> Fields:
-    """Return where a counter is in the file of counters."""
-    return {"slot": session.space.slot(name)}
-
-
-@command(changes=False)
-def get(box: MemoryBox, session: Session, name: str) -> Fields:
-    """Return a counter's value."""
-    return {"value": cpu.counter_get(session.space.counter(name))}
-
-
-@command(changes=True)
-def set_(box: MemoryBox, session: Session, name: str, value: int) -> None:
-    """Set a counter."""
-    cpu.counter_set(session.space.counter(name), value)
-
-
-@command(changes=True)
-def add(box: MemoryBox, session: Session, name: str, n: int) -> Fields:
-    """Add to a counter and return what it held before."""
-    return {"value": cpu.counter_add(session.space.counter(name), n)}
-
-
-@command(changes=True)
-def swap(box: MemoryBox, session: Session, name: str, expected: int, desired: int) -> Fields:
-    """Compare and swap a counter and return what it held before."""
-    return {"value": cpu.counter_swap(session.space.counter(name), expected, desired)}
-
-
-@command(changes=False)
-def wait(box: MemoryBox, session: Session, name: str, at_least: int, ms: int) -> Fields:
-    """Wait at most ms (up to 1000) for a counter to reach a value."""
-    limit = min(max(int(ms), 0), 1000)
-    return {"reached": bool(cpu.counter_wait(session.space.counter(name), at_least, limit))}
-
-
-@command(changes=True)
-def publish(box: MemoryBox, session: Session, name: str, value: Any) -> None:
-    """Pin a small value to the job's notice board."""
-    packed: bytes = msgpack.packb(value)
-    if len(packed) > LARGEST_NOTICE:
-        raise BoxError(
-            f"publish {name}: {len(packed)} bytes - allowed: {LARGEST_NOTICE} - do: put large "
-            "data into a buffer"
-        )
-    session.space.publish(str(name), packed)
-    cpu.counter_add(session.space.counter("notices"), 1)
-
-
-@command(changes=False)
-def lookup(box: MemoryBox, session: Session, name: str) -> Fields:
-    """Return a value from the notice board, or None."""
-    packed = session.space.notices.get(str(name))
-    return {"value": None if packed is None else msgpack.unpackb(packed)}
-
-
-@command(changes=True)
-def announce(box: MemoryBox, session: Session, event: str) -> Fields:
-    """Count one more report of an event; with the last expected one, tell the named processes."""
-    space = session.space
-    with space.lock:
-        packed = space.notices.get(f"event/{event}")
-        if packed is None:
-            raise BoxError(
-                f"event {event} was not set up - allowed: events of this job - do: set it up first"
-            )
-        setup = msgpack.unpackb(packed)
-        reports = cpu.counter_add(space.counter(f"event/{event}"), 1) + 1
-        if reports % setup["expect"] == 0:
-            for rank in setup["ranks"]:
-                cpu.counter_add(space.counter(f"event/{event}/{rank}"), 1)
-        return {"reports": reports}
-
-
-# -- named locks ---------------------------------------------------------------------------------
-
-
-@command(changes=True)
-def acquire(box: MemoryBox, session: Session, name: str) -> Fields:
-    """Take a named lock if it is free; a worker that dies gives back what it holds (P-BOX 84)."""
-    space = session.space
-    with space.lock:
-        owner = space.locks.get(name)
-        if owner is not None and owner is not session and not owner.ended:
-            return {"held": False, "by": owner.rank, "abandoned": False}
-        space.locks[name] = session
-        return {"held": True, "by": session.rank, "abandoned": owner is not None and owner.ended}
-
-
-@command(changes=True)
-def give_back(box: MemoryBox, session: Session, name: str) -> None:
-    """Free a named lock."""
-    with session.space.lock:
-        if session.space.locks.get(name) is session:
-            del session.space.locks[name]
-
-
-@command(changes=False)
-def status(box: MemoryBox, session: Session) -> Fields:
-    """Return what the box holds for the job, and in all."""
-    spaces = list(box.spaces.values())
-    return {
-        "jobs": len(spaces),
-        "sessions": sum(len(space.sessions) for space in spaces),
-        "segments": sum(len(space.entries) for space in spaces),
-        "bytes": sum(space.size for space in spaces),
-    }

@@ -37,7 +37,7 @@ from kernels import cpu
 if TYPE_CHECKING:
     from dlplatform.memorybox.server import Server
 
-PATIENCE_S, RETURN_S = 60.0, 60.0
+PATIENCE_S, RETURN_S = 60.0, 15.0
 STEPS = 40  # where a segment's header counts the steps of its optimizer
 Fields = dict[str, Any]
 

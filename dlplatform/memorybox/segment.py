@@ -28,8 +28,8 @@ def split(length: int, weights: list[float]) -> list[tuple[int, int]]:
     """Cut a buffer of ``length`` elements into one (offset, length) per box.
 
     Shares follow the weights (all equal by default: 5 GB over 5 boxes is 5 x 1 GB, P-RDMA 69)
-    and end on page borders, so that the pieces can be mapped side by side; the last box takes
-    the remainder. A share may be empty when the buffer is smaller than a page per box.
+    and end on page borders, so that the pieces can be mapped side by side; the last box with a
+    weight takes the remainder. A share may be empty when the buffer is smaller than a page per box.
     """
     if length < 1 or not weights or min(weights) < 0 or sum(weights) <= 0:
         raise UsageError(
@@ -37,9 +37,10 @@ def split(length: int, weights: list[float]) -> list[tuple[int, int]]:
             "length >= 1, weights >= 0 and not all 0 - do: check both"
         )
     borders, reached = [0], 0.0
-    for weight in weights[:-1]:
+    last = max(box for box, weight in enumerate(weights) if weight > 0)
+    for box, weight in enumerate(weights[:-1]):
         reached += weight / sum(weights)
         border = round(length * reached / FLOATS_PER_PAGE) * FLOATS_PER_PAGE
-        borders.append(min(max(border, borders[-1]), length))
+        borders.append(length if box >= last else min(max(border, borders[-1]), length))
     borders.append(length)
     return [(a, b - a) for a, b in pairwise(borders)]

@@ -17,6 +17,7 @@ CLONES static void pair(const float *a, const float *b, float *u, float *v, size
     size_t i = 0;
     for (; i + STEP <= n; i += STEP) {
         ahead(a + i, 4 * STEP), ahead(b + i, 4 * STEP);
+        ahead(u + i, 4 * STEP), ahead(v + i, 4 * STEP);
 #pragma GCC ivdep
         for (size_t j = i; j < i + STEP; j++) {
             float sum = scale * (a[j] + b[j]);

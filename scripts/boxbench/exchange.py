@@ -30,25 +30,28 @@ class Exchange:
         self.regions = [
             cluster.buffer(name, floats, other == rank) for other, name in enumerate(names)
         ]
-        self.mine, self.size = self.regions[rank], size
+        self.mine, self.rank, self.size = self.regions[rank], rank, size
         self.start, self.count = self.mine.share(rank, size)
         self._counters = cluster.counter("arrived"), cluster.counter("summed")
         self._met = 0
 
-    def __call__(self) -> None:
+    def __call__(self, private: int = 0) -> None:
         """Sum all regions into all regions; return when every share is done."""
         arrived, summed = self._counters
         self._met += self.size
         arrived.add(1)
         arrived.wait(self._met)
-        average(self.regions, self.start, self.count, 1.0)
+        mine = (self.rank, private + 4 * self.start) if private else None
+        average(self.regions, self.start, self.count, 1.0, mine)
         summed.add(1)
         summed.wait(self._met)
 
     def from_private(self, address: int) -> None:
-        """Copy private memory into this rank's region, then sum."""
-        self.mine.write(address)
-        self()
+        """Copy what the others sum into this rank's region, then sum; the own share stays."""
+        end = self.start + self.count
+        self.mine.write(address, 0, self.start)
+        self.mine.write(address + 4 * end, end)
+        self(address)
 
 
 def beside_gloo(seat: Seat) -> Times:
@@ -109,7 +112,7 @@ def rows(settings: Settings) -> Iterator[Row]:
             continue
         for row, name in zip(pair, ("region", "private"), strict=True):
             row.ours, row.theirs = t[name], t[f"gloo, {name}"]
-            row.note = "one copy in, result in the region" if name == "private" else ""
+            row.note = "one copy in (of what others sum), result in the region" if name == "private" else ""
             yield row
 
 

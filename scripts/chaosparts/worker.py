@@ -16,14 +16,14 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 from chaosparts.ledger import COUNTERS, LENGTHS, WATCHED, Ledger, pattern  # noqa: E402
-from dlplatform.errors import PlatformError  # noqa: E402
+from dlplatform.errors import PeerLost, PlatformError  # noqa: E402
 from dlplatform.memorybox.cluster import Cluster  # noqa: E402
 from dlplatform.memorybox.payload import Payload  # noqa: E402
 from dlplatform.world import die_with_parent  # noqa: E402
 
 OFTEN = {"one": 30, "small": 40, "page": 14, "middle": 8, "large": 3}
 HOW = {"axpy": 50, "add": 25, "fetch": 10, "bf16": 5, "merge": 5, "elastic": 5}
-PAUSE_S = 0.0005
+PAUSE_S, AGAIN_S = 0.0005, 0.1
 
 
 class Worker:
@@ -31,7 +31,7 @@ class Worker:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         secret = os.environ["DLP_SECRET"].encode()
-        self.cluster = Cluster(spec["boxes"], spec["job"], secret, spec["patience_s"])
+        self.cluster = come(spec, secret)
         self.rng = random.Random(spec["seed"])
         self.witness = bool(spec["witness"])
         self.ledger = Ledger(Path(spec["ledger"]))
@@ -39,6 +39,7 @@ class Worker:
         self.buffers = {name: self.cluster.buffer(name, n, False) for name, n in names.items()}
         self.counters = {name: self.cluster.counter(name) for name in COUNTERS}
         self.whole = {name: pattern(0, n) for name, n in LENGTHS.items()}
+        self.ones = np.ones(max(WATCHED.values()), np.float32)
         self.stopped = False
         signal.signal(signal.SIGTERM, self.stop)
 
@@ -58,7 +59,7 @@ class Worker:
         """Add 1 to all of the first buffer, then to all of the second."""
         for name, length in WATCHED.items():
             self.ledger.write("axpy", name, 1, 0, length)
-            self.buffers[name].axpy(1.0, np.ones(length, np.float32).ctypes.data)
+            self.buffers[name].axpy(1.0, self.ones.ctypes.data)
         time.sleep(PAUSE_S)
 
     def anything(self) -> None:
@@ -100,6 +101,18 @@ class Worker:
             buffer.apply(kind, x.ctypes.data, a=rate, **where)
             if kind == "fetch":
                 assert x.min() >= value, "fetch brings back at least what it added"
+
+
+def come(spec: dict[str, Any], secret: bytes) -> Cluster:
+    """Open the boxes; whoever comes while one is down has to come again."""
+    end = time.monotonic() + spec["patience_s"]
+    while True:
+        try:
+            return Cluster(spec["boxes"], spec["job"], secret, spec["patience_s"])
+        except PeerLost:
+            if time.monotonic() > end:
+                raise
+        time.sleep(AGAIN_S)
 
 
 def main() -> int:

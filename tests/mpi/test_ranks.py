@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tinyjobs import attach
@@ -16,6 +17,7 @@ from tinytask import network, optimizer, points
 from torch.nn import functional
 
 from dlplatform import world as module
+from dlplatform.errors import BoxError
 from dlplatform.job import Job, start_boxes
 from dlplatform.world import World, share
 
@@ -80,6 +82,28 @@ def test_minibatches_are_claimed_once(job: Job, comm: Any) -> None:
         mine.append(number)
         job.work.done()
     assert sorted(number for one in comm.allgather(mine) for number in one) == list(range(101))
+
+
+def test_b05_sharing_over_mpi(job: Job, comm: Any) -> None:
+    """The master hands the information over MPI; the others attach instead of creating (B5)."""
+    length = 300_001
+    made = job.cluster.create("w", length) if comm.rank == 0 else None
+    info = comm.bcast(made, root=0)
+    assert {"name", "length", "key", "segments"} <= set(info)
+    buffer = job.cluster.attach(info)
+    ones = np.ones(length, np.float32)
+    buffer.axpy(float(comm.rank + 1), ones.ctypes.data)
+    comm.Barrier()
+    out = np.zeros(length, np.float32)
+    buffer.read(out.ctypes.data)
+    assert (out == sum(range(1, comm.size + 1))).all()
+    buffer.release()
+    comm.Barrier()
+    if comm.rank == 0:
+        buffer.delete()  # all have released it
+    comm.Barrier()
+    with pytest.raises(BoxError, match="opens nothing"):
+        job.cluster.attach(info)
 
 
 def test_ssgd_keeps_the_weights_of_all_ranks_equal(job: Job, comm: Any) -> None:

@@ -134,6 +134,18 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> float:
     return time.monotonic() - begin
 
 
+@contextmanager
+def in_background(work: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Run work in a thread that has to end with the block, or soon after."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
 # -- worker processes (threads where the box is inside this process) -------------------------
 
 RUNNER = """
@@ -157,17 +169,17 @@ def spawn(where: Place, job: str, code: str, rank: int, boxes: int = 1) -> subpr
 class Worker:
     """Code run by another worker of the job; ``result`` waits for what its main returns."""
 
-    def __init__(self, where: Place, job: str, code: str, rank: int) -> None:
-        self.process = None if where.name == "inproc" else spawn(where, job, code, rank)
+    def __init__(self, where: Place, job: str, code: str, rank: int, boxes: int = 1) -> None:
+        self.process = None if where.name == "inproc" else spawn(where, job, code, rank, boxes)
         self.done: Any = None
         if self.process is None:
             names: dict[str, Any] = {}
             exec(code, names)
-            self.thread = threading.Thread(target=self._run, args=(where, job, names, rank))
+            self.thread = threading.Thread(target=self._run, args=(where, job, names, rank, boxes))
             self.thread.start()
 
-    def _run(self, where: Place, job: str, names: dict[str, Any], rank: int) -> None:
-        cluster = connect(where, job)
+    def _run(self, where: Place, job: str, names: dict[str, Any], rank: int, boxes: int) -> None:
+        cluster = connect(where, job, boxes)
         self.done = names["main"](cluster, rank)
         cluster.close()
 
