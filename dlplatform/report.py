@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlplatform.config import ClusterConfig, RunConfig
 from dlplatform.memorybox.memory import megabytes
 from dlplatform.memorybox.segment import split
 from dlplatform.progress import describe
+from dlplatform.rules.rule import find_rule
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -139,6 +143,10 @@ def summary(trainer: Trainer, result: dict[str, Any], picture: Path) -> str:
     return "\n".join(lines)
 
 
+UNREPEATED = ("run.dir", "run.minibatches", "cluster.job", "cluster.boxes", "task.seed")
+"""Settings that a repeated run has otherwise, or that stand in front."""
+
+
 def repeat(trainer: Trainer) -> str:
     """Return a command line that does the run again."""
     s = trainer.settings
@@ -149,8 +157,25 @@ def repeat(trainer: Trainer) -> str:
         f"boxes={len(trainer.job.cluster.transports)}",
         f"seed={trainer.seed}",
         f"run.minibatches={trainer.total}",
+        *changed("rule", s["rule"], find_rule(s["rule"]["name"])),
+        *changed("task", s["task"], type(trainer.task)),
+        *changed("cluster", s["cluster"], ClusterConfig),
+        *changed("run", s["run"], RunConfig),
     ]
     return "dlp train " + " ".join(words)
+
+
+def changed(group: str, settings: Mapping[str, Any], cls: type) -> list[str]:
+    """Return the overrides of settings that are not a dataclass's defaults."""
+    words = []
+    for field in dataclasses.fields(cls):
+        made = field.default_factory
+        default = made() if made is not dataclasses.MISSING else field.default
+        value = settings.get(field.name, default)
+        if f"{group}.{field.name}" not in UNREPEATED and value != default:
+            text = "null" if value is None else str(value).replace("'", "").replace(" ", "")
+            words.append(shlex.quote(f"{group}.{field.name}={text}"))
+    return words
 
 
 def picture(

@@ -94,43 +94,57 @@ class Gate:
 class Cut:
     """One consistent view of some segments, from ``commit`` until ``end``.
 
+    Its memory is given and taken back while operations go on: that takes time.
+
     Args:
         space: the namespace.
         entries: the segments in the view.
         token: the worker that asked; the view ends with it.
+        ticket: what that worker calls it.
     """
 
-    def __init__(self, space: Namespace, entries: Sequence[Entry], token: str) -> None:
-        self.space, self.token, self.ticket = space, token, ""
-        self.committed = False
-        self.epoch = space.epoch + 1
-        self.entries: list[Entry] = []
-        try:
-            for entry in entries:
-                give_room(entry.descriptor, entry.shadow, 4 * entry.floats)
-                entry.busy += 1
-                self.entries.append(entry)
-        except BoxError:
-            self.end()
-            raise
-        for entry in self.entries:
-            cpu.cut(entry.mapping.header, self.epoch)
-
-    @staticmethod
-    def prepare(space: Namespace, entries: Sequence[Entry], token: str, ticket: str = "") -> Newest:
-        """Begin a cut and hold new operations back until it is committed."""
+    def __init__(
+        self, space: Namespace, entries: Sequence[Entry], token: str, ticket: str = ""
+    ) -> None:
+        self.space, self.token, self.ticket = space, token, ticket
+        self.committed = self.ended = False
+        self._room = threading.Lock()
         with space.lock:
-            again = ticket and space.cut and (space.cut.token, space.cut.ticket) == (token, ticket)
-            if again:
-                return space.gate.close()
             if space.cut is not None:
                 raise BoxError(
                     f"a snapshot of job {space.name} is being read - allowed: one at a time - do: "
                     "try again in a moment"
                 )
-            space.cut = Cut(space, entries, token)
-            space.cut.ticket = ticket
-        return space.gate.close()
+            for entry in entries:
+                space.entry(entry.key)
+                entry.busy += 1
+            self.entries = list(entries)
+            self.epoch = space.epoch + 1
+            space.cut = self
+        try:
+            self._begin()
+        except BaseException:
+            self.end()
+            raise
+
+    def _begin(self) -> None:
+        with self._room:
+            for entry in self.entries:
+                if self.ended:
+                    raise BoxError("the worker has left - allowed: a view of one's own - do: none")
+                give_room(entry.descriptor, entry.shadow, 4 * entry.floats)
+            for entry in self.entries:
+                cpu.cut(entry.mapping.header, self.epoch)
+
+    @staticmethod
+    def prepare(space: Namespace, entries: Sequence[Entry], token: str, ticket: str = "") -> Newest:
+        """Begin a cut and hold new operations back until it is committed."""
+        with space.lock:
+            cut = space.cut
+        if cut is None or not ticket or (cut.token, cut.ticket) != (token, ticket):
+            cut = Cut(space, entries, token, ticket)
+        with cut._room:  # asked again: it may not be there yet
+            return space.gate.close()
 
     def commit(self, newest: Tags | None = None) -> None:
         """Begin the next epoch: what starts from now on is not in the view."""
@@ -164,11 +178,16 @@ class Cut:
     def end(self) -> None:
         """Forget the view and give its memory back."""
         with self.space.lock:
+            if self.ended:
+                return
+            self.ended = True
+            self.space.gate.open()
+        with self._room:
             for entry in self.entries:
                 cpu.cut(entry.mapping.header, 0)
                 take_room(entry.descriptor, entry.shadow, 4 * entry.floats)
+        with self.space.lock:
+            for entry in self.entries:
                 entry.busy -= 1
                 self.space.free_unused(entry)
-            if self.space.cut is self:
-                self.space.cut = None
-            self.space.gate.open()
+            self.space.cut = None

@@ -156,9 +156,8 @@ class Lasting:
         partial, final = place / "partial", place / f"snapshot-{number:06d}"
         shutil.rmtree(partial, ignore_errors=True)
         with space.lock:
-            if space.cut is not None:
-                raise BoxError(f"job {space.name}: a view is being read - do: try again")
-            cut = space.cut = Cut(space, list(space.entries.values()), "box")
+            entries = list(space.entries.values())
+        cut = Cut(space, entries, "box")
         try:
             with space.log.alone() if space.log else contextlib.nullcontext(), space.lock:
                 cut.commit()

@@ -11,10 +11,13 @@ workers. Over tcp a region is written once and read once, the boxes do the sums.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dlplatform.errors import PeerLost
 from dlplatform.memorybox.buffer import average
+from dlplatform.memorybox.counter import SLICE_MS
 from dlplatform.rules.rule import Rule, rule
 
 if TYPE_CHECKING:
@@ -102,4 +105,18 @@ def shared_weights(job: Job, group: FlatGroup) -> SharedBuffer:
     else:
         ready.wait(1, job.cluster.timeout_s, job.cluster.check_peers)
         buffer.read(group.weight_address)
+    _all_have_read(job, job.cluster.counter(f"{group.name}/started"))
     return buffer
+
+
+def _all_have_read(job: Job, started: Counter) -> None:
+    """Wait until nobody can read weights that somebody else has trained already."""
+    started.add(1)
+    end = time.monotonic() + job.cluster.timeout_s
+    while not started.reached(job.size - len(job.cluster.gone()), SLICE_MS):
+        job.cluster.check()
+        if time.monotonic() > end:
+            raise PeerLost(
+                f"{started.value} of {job.size} workers are ready to train, waited "
+                f"{job.cluster.timeout_s:g} s - allowed: all who live - do: look for a stuck worker"
+            )

@@ -109,7 +109,9 @@ class Link:
     def _recognise(self, answer: Frame, lane: Lane) -> None:
         """Make sure that the box still knows what it has acknowledged."""
         again = self._instance and self.home == self.uri and answer["instance"] != self._instance
-        if (again and not answer["lasting"]) or answer["taken"] < lane.acknowledged:
+        mapped = self.uri.startswith("shm:") and "map" in self.can  # memory of the one before
+        forgotten = mapped or not answer["lasting"]
+        if (again and forgotten) or answer["taken"] < lane.acknowledged:
             self.lose("it was started again and has forgotten what it acknowledged")
             raise PeerLost(self.lost)
         self._instance, self._lasting = answer["instance"], bool(answer["lasting"])

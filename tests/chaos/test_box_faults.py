@@ -172,7 +172,7 @@ def test_a_silent_connection_is_waited_for_and_then_lost(
     assert np.array_equal(content(buffer), random(1, 5000) + random(2, 5000))
     relay.swallow()
     begin = time.monotonic()
-    with pytest.raises(PeerLost, match="is gone: .* - allowed: .* - do: "):
+    with pytest.raises(PeerLost, match=r"is gone: .* - allowed: .* - do: "):
         buffer.axpy(1.0, at(random(2, 5000)))
     assert passed(begin) < 12
 
@@ -219,7 +219,7 @@ def test_the_lock_of_a_stopped_worker_is_an_error_that_names_it(impatient: Any) 
         process.send_signal(signal.SIGSTOP)
         for work in (lambda: buffer.axpy(1.0, at(random(1, 5000))), buffer.locked().__enter__):
             begin = time.monotonic()
-            with pytest.raises(BoxError, match="lock|stopped after 0") as told:
+            with pytest.raises(BoxError, match=r"lock|stopped after 0") as told:
                 work()
             assert 0.3 < passed(begin) < 5
             assert not buffer.mapped or f"by process {process.pid}" in str(told.value)
@@ -313,7 +313,7 @@ def test_the_end_of_a_box_without_a_journal_is_one_line(
     buffer = made(cluster, "w", random(1, 5000))
     box.process.kill()
     begin = time.monotonic()
-    with pytest.raises(PeerLost, match="memory box .* is gone: .* - allowed: .* - do: ") as told:
+    with pytest.raises(PeerLost, match=r"memory box .* is gone: .* - allowed: .* - do: ") as told:
         while passed(begin) < 10:
             buffer.axpy(1.0, at(random(1, 5000)))
     assert passed(begin) < 2 and told.value.exit_code == 4 and "\n" not in str(told.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -275,6 +276,26 @@ def test_hybrid_with_one_group_and_rate_0_is_ssgd(transport: str) -> None:
         hybrid = train("hybrid", one, 3, group_size=3, rate=0.0)
         ssgd = train("ssgd", other, 3)
     assert all(map(equal, hybrid, ssgd))
+
+
+@pytest.mark.parametrize("rule", ["ssgd", "asgd", "easgd", "hybrid"])
+def test_a_slow_starter_begins_with_the_first_weights_of_rank_0(rule: str) -> None:
+    """The others do not train before everybody has read them."""
+
+    def body(job: Job) -> Tensor:
+        model = network(job.rank)
+        time.sleep(0.4 * job.rank)
+        net = attach(job, rule, model, SGD)
+        first = net.group.weight.clone()
+        for step in range(3):
+            net.step(loss_of(net.model, points(step)))
+        net.rule.finish()
+        job.groups.clear()
+        return first
+
+    with place("shm") as where:
+        seen = together(2, where, body)
+    assert torch.equal(*seen)
 
 
 @each_transport

@@ -90,3 +90,35 @@ with_two.close()
     moved = json.loads(run(tmp_path, root, "-c", code))
     assert sum(moved) == 3 * 4 * 5000
     assert all(moved)
+
+
+MANUAL_BOXES = ("shm://box0", "shm://box1")
+
+
+@pytest.mark.timeout(120)
+def test_the_manual_of_the_box_runs(root: Path, tmp_path: Path) -> None:
+    """Its blocks of Python, one after the other, with the two boxes that it starts first.
+
+    The program with a docstring runs by itself: tests/conformance/test_functions_more.py.
+    """
+    blocks = FENCE.findall((root / "docs" / "manual_box.md").read_text())
+    starts = next(text for language, text in blocks if language == "bash").splitlines()
+    code = "\n".join(t for name, t in blocks if name == "python" and not t.startswith('"""'))
+    suffix = f"-{os.getpid()}"
+    boxes = []
+    for line in starts:
+        words = line.replace("dlp", "-m dlplatform.cli", 1).split()
+        words = [word + suffix if word in MANUAL_BOXES else word for word in words]
+        env = {**os.environ, "PYTHONPATH": str(root)}
+        options = {"stdout": subprocess.PIPE, "cwd": tmp_path, "env": env, "text": True}
+        boxes.append(subprocess.Popen([sys.executable, *words], **options))  # type: ignore[call-overload]
+        assert "address" in boxes[-1].stdout.readline()
+    for name in MANUAL_BOXES:
+        assert f'"{name}"' in code
+        code = code.replace(f'"{name}"', f'"{name}{suffix}"')
+    try:
+        assert run(tmp_path, root, "-c", code + "\ncluster.close()\nprint('done')") == "done\n"
+    finally:
+        for box in boxes:
+            box.terminate()
+            box.wait(10)
