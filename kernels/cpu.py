@@ -134,6 +134,7 @@ _int, _none = c_int, None
 
 # operations and payloads
 apply = _function("dlp_apply", _none, POINTER(Operation), *[_address] * 5, _size, _size)
+copy_floats = _function("dlp_copy", _none, _address, _address, _size)
 sum_into = _function("dlp_sum", _none, _address, POINTER(c_void_p), _size, _size, c_float)
 average = _function("dlp_average", _none, POINTER(c_void_p), _size, _size, c_float)
 combine = _function(

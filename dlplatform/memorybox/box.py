@@ -166,8 +166,8 @@ class MemoryBox:
             if space.sessions or self.spaces.get(space.name) is not space:
                 return
             del self.spaces[space.name]
-        for tidy in self.on_gone:
-            tidy(space)
+            for tidy in self.on_gone:
+                tidy(space)
         space.free()
 
     # -- requests ------------------------------------------------------------------------

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dlplatform.memorybox.counter import Counter
     from dlplatform.transports.transport import Transport
 
+COPY = order_of("copy", (1.0, 0.0))
 SIMPLE = frozenset(set(cpu.OPERATIONS) - set(cpu.STATES))
 ALLOCATION = "box/allocation"
 """The lock that makes an allocation, and its reverse, one step in all boxes."""
@@ -155,8 +156,8 @@ class SharedBuffer(Operations):
 
     def write(self, data: int = 0, start: int = 0, count: int | None = None) -> None:
         """Copy local to shared: a span from address ``data`` (default: the local region)."""
-        if self._only is not None and data and not start and count is None:
-            self.apply("copy", data)
+        only = self._only if data and not start and count is None else None
+        if only is not None and only.run(COPY, self.key, data, 0):
             return
         start, count = self._span(start, count)
         if not data and self.mapped:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ class Gate:
     """Lets streamed operations in, and knows which epoch each belongs to."""
 
     def __init__(self, space: Namespace) -> None:
-        self.space = space
+        self.space = weakref.proxy(space)  # a circle would keep its memory until it is collected
         self.closed_until = 0.0
         self._mapped = space.counter(GATE)
         self.admitted: Newest = {}

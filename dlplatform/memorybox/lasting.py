@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -37,7 +38,9 @@ from kernels import cpu
 if TYPE_CHECKING:
     from dlplatform.memorybox.server import Server
 
-PATIENCE_S, RETURN_S = 60.0, 15.0
+PATIENCE_S, RETURN_S, ATTEMPTS = 60.0, 15.0, 5
+GONE = "!"
+"""How the name of a folder begins that is only to be deleted; no job's does."""
 STEPS = 40  # where a segment's header counts the steps of its optimizer
 Fields = dict[str, Any]
 
@@ -85,7 +88,10 @@ class Lasting:
         """Bring back what the folder holds, then keep it up to date."""
         self.server.lasting = self
         for path in sorted(p for p in self.folder.iterdir() if p.is_dir()):
-            self._restore(unquote(path.name))
+            if path.name.startswith(GONE):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                self._restore(unquote(path.name))
         self.box.on_new.append(self._begin)
         self.box.on_gone.append(self._end)
         threading.Thread(target=self._keep, name="snapshots", daemon=True).start()
@@ -111,7 +117,10 @@ class Lasting:
             space.log.close()
         self.numbers.pop(space.name, None)
         self.taken.pop(space.name, None)
-        shutil.rmtree(self.place(space.name), ignore_errors=True)
+        gone = self.folder / f"{GONE}{secrets.token_hex(8)}"
+        with contextlib.suppress(OSError):  # another job of this name may come at once
+            self.place(space.name).rename(gone)
+        threading.Thread(target=shutil.rmtree, args=(gone, True), daemon=True).start()
 
     # -- snapshots -------------------------------------------------------------------------
 
@@ -126,10 +135,14 @@ class Lasting:
         begun, written = time.monotonic(), []
         with self._one:
             for space in list(self.box.spaces.values()):
+                if self.box.spaces.get(space.name) is not space:
+                    continue  # it has ended while others were written
                 try:
                     written.append(str(self._snapshot(space)))
                     self.failed = ""
                 except OSError as error:
+                    if self.box.spaces.get(space.name) is not space:
+                        continue
                     self.failed = f"{self.place(space.name)}: {error.strerror or error}"
                     self.box.tell("snapshot failed", level="error", reason=self.failed)
                     raise EnvironmentMissing(
@@ -153,18 +166,38 @@ class Lasting:
         number = self.numbers[space.name] + 1
         place = self.place(space.name)
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial, final = place / "partial", place / f"snapshot-{number:06d}"
+        for _ in range(ATTEMPTS):
+            with space.lock:
+                entries = list(space.entries.values())
+            cut = Cut(space, entries, "box")
+            try:
+                found = self._cut(space, cut, place / f"journal-{number:06d}.log")
+                if found is not None:
+                    self.numbers[space.name] = number
+                    return self._write(space, cut, place / f"snapshot-{number:06d}", *found)
+            finally:
+                cut.end()
+        raise BoxError(f"job {space.name}: segments come and go - allowed: a while without - do: "
+                       "try again")  # fmt: skip
+
+    def _cut(self, space: Namespace, cut: Cut, journal: Path) -> tuple[Fields, list[Lane]] | None:
+        """Make the cut and begin a new journal there; None if a segment came or went meanwhile."""
+        with space.log.alone() if space.log else contextlib.nullcontext(), space.lock:
+            if list(space.entries.values()) != cut.entries:
+                return None
+            cut.commit()
+            found = self._state(space, cut.entries)
+            if space.log is not None:  # a snapshot that fails leaves both journals to read
+                space.log.write_to(journal)
+            return found
+
+    def _write(
+        self, space: Namespace, cut: Cut, final: Path, state: Fields, pending: list[Lane]
+    ) -> Path:
+        """Write what was cut, while operations go on."""
+        partial = final.parent / "partial"
         shutil.rmtree(partial, ignore_errors=True)
-        with space.lock:
-            entries = list(space.entries.values())
-        cut = Cut(space, entries, "box")
         try:
-            with space.log.alone() if space.log else contextlib.nullcontext(), space.lock:
-                cut.commit()
-                state, pending = self._state(space, cut.entries)
-                if space.log is not None:  # a snapshot that fails leaves both journals to read
-                    space.log.write_to(place / f"journal-{number:06d}.log")
-            self.numbers[space.name] = number
             if not cut.wait(int(PATIENCE_S * 1000)):
                 raise OSError(0, f"an operation did not end within {PATIENCE_S:g} s")
             settle(space, state, pending)
@@ -172,12 +205,13 @@ class Lasting:
             for index, entry in enumerate(cut.entries):
                 write_segment(partial / f"{index}.f32", entry)
             write_synced(partial / "state.msgpack", msgpack.packb(state))
+            if self.box.spaces.get(space.name) is not space:
+                raise FileNotFoundError("the job has ended")
             partial.rename(final)
-            sync_folder(place)
+            sync_folder(final.parent)
         finally:
-            cut.end()
             shutil.rmtree(partial, ignore_errors=True)
-        self._tidy(place, number)
+        self._tidy(final.parent, int(final.name[-6:]))
         self.taken[space.name] = time.monotonic()
         return final
 

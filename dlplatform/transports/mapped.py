@@ -83,7 +83,7 @@ class MappedTransport:
         """Copy elements of a segment to local memory."""
         if self.lost:
             raise PeerLost(self.lost)
-        cpu.copy(into, self.segments[key].data + 4 * start, 4 * count)
+        cpu.copy_floats(into, self.segments[key].data + 4 * start, count)
 
     def read_cut(self, key: str, start: int, count: int, into: int) -> None:
         """Copy elements of a segment as they were at the moment of the worker's view."""
@@ -103,8 +103,13 @@ class MappedTransport:
             raise PeerLost(self.lost)
         if span.epoch < 0:  # other boxes of the cluster are not mapped: only this gate is entered
             with self._entered() as epoch:
-                self.apply(order, keys, span._replace(epoch=epoch), x)
-            return
+                self._locked(order, keys, span._replace(epoch=epoch), x)
+        else:
+            self._locked(order, keys, span, x)
+
+    def _locked(
+        self, order: cpu.Operation, keys: tuple[str, ...], span: Span, x: int | str
+    ) -> None:
         start, count, at, _, z, epoch, _ = span
         if isinstance(x, str):
             x, at = self.segments[x].data + 4 * start, 0

@@ -62,6 +62,7 @@ typedef struct {
    which they are the elements [at, at + n). s, t, z may be NULL where o does not use them. */
 void dlp_apply(const operation *o, float *y, float *s, float *t, void *x, float *z, size_t at,
                size_t n);
+void dlp_copy(float *y, const float *x, size_t n);
 size_t dlp_payload_bytes(int format, size_t n, size_t entries);
 int dlp_check_payload(int format, const void *payload, size_t n, size_t entries);
 

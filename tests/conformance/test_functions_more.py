@@ -49,11 +49,6 @@ ONES = np.ones(LENGTH, np.float32)
 # -- B11: the mapping table ------------------------------------------------------------------------
 
 
-def sharers(cluster: Cluster, name: str, length: int) -> int:
-    """Return how many use a parameter, by using it for a moment."""
-    return cluster.allocate(name, length).free()
-
-
 def test_b11_mapping_table(join: Open) -> None:
     """The first who looks a parameter up allocates it; the last who frees it frees the memory."""
     clusters = [join(BOXES) for _ in range(3)]
@@ -94,7 +89,7 @@ def test_b11_allocations_at_the_same_time_find_one_buffer(join: Open) -> None:
     for thread in threads:
         thread.join(60)
     assert not wrong
-    assert sharers(clusters[0], "shared", 5000) == 0
+    assert clusters[0].allocate("shared", 5000).free() == 0
 
 
 def test_b11_a_worker_that_leaves_counts_one_less(join: Open) -> None:

@@ -231,7 +231,7 @@ def test_learns(trained: Models) -> None:
     task = Digits()
     score = task.score(trained, task.batches("test"))
     assert set(score) == {"accuracy", "loss"}
-    assert score["accuracy"] > 0.93 and score["loss"] < 0.4
+    assert score["accuracy"] > 0.88 and score["loss"] < 0.5
     assert trained["net"].training
 
 
