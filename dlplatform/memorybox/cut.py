@@ -49,7 +49,7 @@ class Gate:
         with self._open:
             while (left := self.closed_until - time.monotonic()) > 0:
                 self._open.wait(left)
-            epoch = self.space.epoch
+            epoch: int = self.space.epoch
             if number and number <= self.newest.get(who, 0):
                 epoch -= 1  # another box had let it in before the cut
             self.admit(who, number, boxes)
@@ -60,6 +60,11 @@ class Gate:
         """Note that an operation has come, even if it is refused."""
         if number > self.admitted.get(who, (0, []))[0]:
             self.admitted[who] = (number, list(boxes))
+
+    def forget(self, token: str) -> None:
+        """Forget the operations of a worker that has gone."""
+        for who in [who for who in self.admitted if who.partition("/")[0] == token]:
+            del self.admitted[who]
 
     def close(self) -> Newest:
         """Hold new operations back; return the newest one of everybody."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dlplatform.memorybox.session import Lane, Session
 
 COUNTERS, NOTICES = 4096, 4096
-LINE = 64
+LINE, LONGEST_NAME = 64, 1000
 EVERYONE = -1
 EPOCH = "box/epoch"
 
@@ -189,6 +189,11 @@ class Namespace:
         """Return the slot of a counter; a new one starts at 0."""
         with self.lock:
             if name not in self.slots:
+                if not isinstance(name, str) or len(name) > LONGEST_NAME:
+                    raise BoxError(
+                        f"counter {str(name)[:40]!r} - allowed: a name of up to {LONGEST_NAME} "
+                        "characters - do: choose another"
+                    )
                 if not self._free:
                     raise BoxError(
                         f"counter {name}: no slot left - allowed: {COUNTERS} counters a job - "

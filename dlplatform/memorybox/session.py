@@ -86,6 +86,7 @@ class Session:
             space.dead.add(self.token)
             space.sessions.pop(self.token, None)
             space.forget(f"op/{self.token}/")
+            space.gate.forget(self.token)
             if space.cut and space.cut.token == self.token:
                 space.cut.end()
         if self.rank >= 0:

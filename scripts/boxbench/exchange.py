@@ -20,6 +20,7 @@ from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.process import Boxes
 
 FLOATS = 16 * MIB
+NOTES = {"region": "", "private": "one copy in, of what others sum; result in the region"}
 
 
 class Exchange:
@@ -112,7 +113,7 @@ def rows(settings: Settings) -> Iterator[Row]:
             continue
         for row, name in zip(pair, ("region", "private"), strict=True):
             row.ours, row.theirs = t[name], t[f"gloo, {name}"]
-            row.note = "one copy in (of what others sum), result in the region" if name == "private" else ""
+            row.note = NOTES[name]
             yield row
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dlplatform.memorybox import wire
 
@@ -29,12 +29,15 @@ class Box:
         options: of ``dlp box``.
         program: what Python runs instead of a box as it is.
         env: more environment variables.
+        stderr: an open file for what it complains about.
     """
 
     def __init__(
         self, bind: str, secret: str, options: Sequence[str] = (),
         program: Sequence[str] = ("-m", "dlplatform.memorybox"), env: dict[str, str] | None = None,
+        stderr: IO[str] | None = None,
     ) -> None:  # fmt: skip
+        self.stderr = stderr
         self.address, self.secret, self.options = bind, secret, list(options)
         self.program, self.env = program, {**os.environ, **(env or {}), wire.SECRET: secret}
         self.restarts = 0
@@ -44,8 +47,8 @@ class Box:
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, *self.program, "--bind", self.address, "--lifeline", *self.options],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-            env=self.env,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.stderr, text=True,
+            start_new_session=True, env=self.env,
         )  # fmt: skip
         assert process.stdout is not None
         line = process.stdout.readline()

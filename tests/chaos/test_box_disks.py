@@ -147,7 +147,6 @@ def test_memory_that_is_used_up_is_an_error_and_nothing_leaks(
         buffer.axpy(1.0, at(random(2, 5 << 18)))
     assert np.array_equal(content(buffer), random(1, 5 << 18) + random(2, 5 << 18))
     cluster.close()
-    print(room - free(folder))
     wait_for(lambda: free(folder) == room, 5)
 
 
@@ -259,7 +258,7 @@ def test_a_mirror_with_a_journal_comes_back_with_everything(
 ) -> None:
     first = start()
     second = start("--snapshot", str(tmp_path / "box"), "--journal", "--every", "0.2")
-    cluster = join(first.address, second.address, replicas=1)
+    cluster = join(first.address, second.address, replicas=1, timeout_s=5.0)
     length = cpu.STRIPE
     buffer, counter = made(cluster, "w", 0 * ones(length)), cluster.counter("n")
     for number in range(40):
