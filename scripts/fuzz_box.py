@@ -37,7 +37,7 @@ from dlplatform.memorybox import wire  # noqa: E402
 from dlplatform.memorybox.cluster import Cluster  # noqa: E402
 from dlplatform.memorybox.replica import RETURN_S  # noqa: E402
 
-BATCH, SENDERS, MIRROR_BATCH = 300, 4, 10
+BATCH, SENDERS, MIRROR_BATCH = 100, 4, 10
 DEADLINE_S, A_WAIT_S = 20.0, 7.0
 MOST_GROWTH, MOST_THREADS = 64 << 20, 4
 """Bytes of anonymous memory and threads that a box may have more of afterwards."""

@@ -68,6 +68,8 @@ class Cluster:
         try:
             for uri in boxes:
                 self.transports.append(open_transport(uri, self.entrance))
+            for number, transport in enumerate(self.transports):
+                transport.lease("place", number=number)
         except BaseException:
             for transport in self.transports:
                 transport.close()

@@ -26,6 +26,13 @@ LARGEST_SUM = 4096
 BETWEEN = ("axpy", "axpby", "copy", "clip", "sgd", "outer", "adam")
 
 
+def small(number: int) -> int:
+    """Return the number of a worker or a box; refuse what no snapshot could hold."""
+    if not -1 <= number < 1 << 31:
+        raise BoxError(f"number {number} - allowed: -1 to 2^31 - do: number from 0 on")
+    return int(number)
+
+
 # -- who is there --------------------------------------------------------------------------
 
 
@@ -40,10 +47,24 @@ def join(box: MemoryBox, session: Session, rank: int) -> None:
                 f"join as worker {rank}: that worker is alive - allowed: a rank of one's own - do: "
                 "choose another job name, or end the other job"
             )
-        session.rank = int(rank)
+        session.rank = small(rank)
     cpu.counter_set(space.counter(session.member), JOINED)
     cpu.counter_add(space.counter("members"), 1)
     box.tell("worker joined", job=space.name, rank=session.rank)
+
+
+@command(changes=True)
+def place(box: MemoryBox, session: Session, number: int) -> None:
+    """Be box ``number`` of the job: every process registers the boxes in one order (B1)."""
+    space = session.space
+    with space.lock:
+        space.number = small(number) if space.number is None else space.number
+        if space.number != number:
+            raise BoxError(
+                f"job {space.name}: this is box {number} for this worker and box {space.number} "
+                "for the others - allowed: the same order everywhere - do: give all of them the "
+                "same cluster.boxes"
+            )
 
 
 @command(changes=True)
@@ -61,7 +82,7 @@ def create(
 ) -> Fields:
     """Allocate a segment of a new buffer and return its creation key."""
     entry = session.space.create(str(name), int(floats), str(key))
-    entry.owner, entry.creator = int(owner), session.token
+    entry.owner, entry.creator = small(owner), session.token
     return {"key": entry.key}
 
 
@@ -72,6 +93,7 @@ def allocate(box: MemoryBox, session: Session, name: str, floats: int, key: str 
     with space.lock:
         entry = space.named(str(name)) or space.create(str(name), int(floats), str(key))
         attach(box, session, entry.key, int(floats))
+        entry.counted = True
         return {"key": entry.key, "shared_by": entry.shared_by}
 
 

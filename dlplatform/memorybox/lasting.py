@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 PATIENCE_S, RETURN_S, ATTEMPTS = 60.0, 15.0, 5
 GONE = "!"
 """How the name of a folder begins that is only to be deleted; no job's does."""
+KEPT = ("shared_by", "owner", "creator", "counted")  # of a segment, beside its data
 STEPS = 40  # where a segment's header counts the steps of its optimizer
 Fields = dict[str, Any]
 
@@ -127,28 +128,29 @@ class Lasting:
     def _keep(self) -> None:
         while True:
             time.sleep(self.every_s)
-            with contextlib.suppress(PlatformError, OSError):
+            with contextlib.suppress(PlatformError):  # status says what failed
                 self.snapshot_now()
 
     def snapshot_now(self) -> Fields:
         """Write a snapshot of every job; return where, and how long it took."""
-        begun, written = time.monotonic(), []
+        begun, written, failed = time.monotonic(), [], ""
         with self._one:
             for space in list(self.box.spaces.values()):
                 if self.box.spaces.get(space.name) is not space:
                     continue  # it has ended while others were written
                 try:
                     written.append(str(self._snapshot(space)))
-                    self.failed = ""
-                except OSError as error:
-                    if self.box.spaces.get(space.name) is not space:
-                        continue
-                    self.failed = f"{self.place(space.name)}: {error.strerror or error}"
-                    self.box.tell("snapshot failed", level="error", reason=self.failed)
-                    raise EnvironmentMissing(
-                        f"snapshot {self.failed} - allowed: a disk with room - do: make room; the "
-                        "last complete snapshot is kept"
-                    ) from None
+                except (OSError, PlatformError, *WRONG_VALUES) as error:
+                    if self.box.spaces.get(space.name) is space:
+                        reason = getattr(error, "strerror", "") or error
+                        failed = f"{self.place(space.name)}: {reason}"
+                        self.box.tell("snapshot failed", level="error", reason=failed)
+            self.failed = failed
+        if failed:
+            raise EnvironmentMissing(
+                f"snapshot {failed} - allowed: a disk with room - do: make room; the last complete "
+                "snapshot is kept"
+            )
         seconds = time.monotonic() - begun
         if written:
             self.box.tell("snapshot", written=written, seconds=round(seconds, 3))
@@ -220,8 +222,9 @@ class Lasting:
         pending = [lane for lane in space.lanes.values() if lane.reply is None and lane.made]
         skip = ("op/", "box/gate")
         state = {
+            "number": space.number,
             "entries": [
-                [e.name, e.key, e.floats, e.shared_by, e.owner, e.creator, steps(e).value]
+                [e.name, e.key, e.floats, steps(e).value, *(getattr(e, name) for name in KEPT)]
                 for e in entries
             ],
             "counters": {
@@ -347,9 +350,11 @@ def read_snapshot(space: Namespace, folder: Path) -> None:
 def fill(space: Namespace, folder: Path) -> None:
     """Read what a snapshot holds."""
     state = msgpack.unpackb((folder / "state.msgpack").read_bytes(), strict_map_key=False)
-    for index, (name, key, floats, shared, owner, creator, count) in enumerate(state["entries"]):
+    space.number = state["number"]
+    for index, (name, key, floats, count, *rest) in enumerate(state["entries"]):
         entry = space.create(name, floats, key)
-        entry.shared_by, entry.owner, entry.creator = shared, owner, creator
+        for what, value in zip(KEPT, rest, strict=True):
+            setattr(entry, what, value)
         steps(entry).value = count
         target = memoryview((ctypes.c_char * (4 * floats)).from_address(entry.mapping.data))
         with open(folder / f"{index}.f32", "rb", buffering=0) as file:

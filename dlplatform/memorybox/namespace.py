@@ -38,6 +38,7 @@ class Entry:
         self.name, self.key, self.floats = name, key, floats
         self.shared_by = self.busy = 0
         self.owner, self.creator = EVERYONE, ""
+        self.counted = False  # allocated by name: freed with its last user
         used = cpu.header_bytes(floats) + 4 * floats
         self.shadow = pages(used)
         room = self.shadow + 4 * floats - used
@@ -76,6 +77,7 @@ class Namespace:
         self.log: OpLog | None = None
         self.cut: Cut | None = None
         self.mirrored = self.taken_over = False
+        self.number: int | None = None
         self.born = time.monotonic()
         self.tally = {"requests": 0, "in": 0, "out": 0}
         self.lock = threading.RLock()

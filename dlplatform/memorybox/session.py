@@ -77,10 +77,11 @@ class Session:
             if self.ended:
                 return
             self.ended = True
-            for key, count in self.attached.items():
+            for key, count in list(self.attached.items()):
                 entry = space.entries.get(key)  # None: deleted meanwhile
-                for _ in range(count if entry else 0):
-                    space.release(entry)  # type: ignore[arg-type]
+                left = [space.release(entry) for _ in range(count)] if entry else []
+                if entry and entry.counted and left and not left[-1]:
+                    space.delete(entry)
             for name in [name for name, lane in space.lanes.items() if lane.token == self.token]:
                 del space.lanes[name]
             space.dead.add(self.token)
@@ -120,7 +121,7 @@ class Lane:
 
         Numbers may be left out: a box that comes back has not heard of those it refused.
         """
-        if sequence > self.sequence:
+        if self.sequence < sequence < 1 << 63:
             self.sequence, self.reply, self.made = sequence, None, None
             return True
         if sequence == self.sequence:

@@ -53,9 +53,15 @@ class Box:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the box at {self.address} did not start (see above)")
+            raise RuntimeError(f"the box at {self.address} did not start: {self._reason()}")
         self.address = str(json.loads(line)["address"])
         return process
+
+    def _reason(self) -> str:
+        if self.stderr is None:
+            return "see above"
+        self.stderr.seek(0)
+        return self.stderr.read()[-2000:]
 
     def restart(self, pause_s: float = 0.0) -> None:
         """Kill it, and start it again a little later."""

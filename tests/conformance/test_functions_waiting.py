@@ -175,3 +175,11 @@ def test_b15_accumulated_tells_the_master_when_all_are_in(join: Open) -> None:
         event.set_up([], 1)
     with pytest.raises(BoxError, match="event never was not set up"):
         clusters[0].transports[0].call("announce", event="never")
+
+
+def test_b11_the_memory_goes_with_the_last_worker_that_used_it(join: Open) -> None:
+    stays, leaves = join(2), join(2)
+    before = held(stays, 1)
+    leaves.allocate("w", LENGTH)
+    leaves.close()
+    wait_for(lambda: held(stays, 1) == before)
