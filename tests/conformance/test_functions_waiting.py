@@ -16,6 +16,7 @@ from places import (
     at,
     connect,
     content,
+    held,
     in_background,
     made,
     spawn,
