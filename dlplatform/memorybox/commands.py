@@ -28,9 +28,10 @@ BETWEEN = ("axpy", "axpby", "copy", "clip", "sgd", "outer", "adam")
 
 def small(number: int) -> int:
     """Return the number of a worker or a box; refuse what no snapshot could hold."""
-    if not -1 <= number < 1 << 31:
+    value = int(number)
+    if not -1 <= value < 1 << 31:
         raise BoxError(f"number {number} - allowed: -1 to 2^31 - do: number from 0 on")
-    return int(number)
+    return value
 
 
 # -- who is there --------------------------------------------------------------------------

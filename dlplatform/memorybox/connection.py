@@ -103,6 +103,7 @@ class Connection:
             self.lane, self.session, self.lease = space.lanes[name], session, bool(lease)
             session.links.add(self.link)
             session.leases += self.lease
+            session.came += self.lease
         self.lane.connected(self.link)
         can = [able for able in self.box.limits.can if able != "map" or space.log is None]
         return {

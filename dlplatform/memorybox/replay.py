@@ -38,7 +38,7 @@ def expect(box: MemoryBox, space: Namespace, patience_s: float) -> None:
 
     def end() -> None:
         for session in list(space.sessions.values()):
-            if session.leases == 0:
+            if session.leases == 0 and session.came == 0:
                 box.end(session)
         box.forget(space)
 

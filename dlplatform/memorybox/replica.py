@@ -80,8 +80,8 @@ def receive(server: Server, link: socket.socket, job: str, origin: str) -> None:
                 replay(box, space, found)
             else:  # this box keeps a journal, too
                 with space.log.alone():
+                    replay(box, space, found)  # first: what is refused must not be logged
                     space.log.write(record, head, body)
-                    replay(box, space, found)
             link.sendall(KEPT)
     except OSError:
         pass  # the box is gone: its workers will come here, or have left

@@ -96,8 +96,10 @@ class Server:
     def end_later(self, session: Session) -> None:
         """Give a worker that is cut off some time to come back."""
 
+        came = session.came
+
         def end() -> None:
-            if session.leases == 0:
+            if session.leases == 0 and session.came == came:  # not cut off anew since
                 self.box.end(session)
 
         later(self.box.limits.grace_s, end)

@@ -38,6 +38,8 @@ class Session:
     attached: Tally[str] = field(default_factory=Tally)
     polite: bool = False
     ended: bool = False
+    came: int = 0
+    """How often a connection began that stands for the worker."""
     leases: int = 0
     """Connections that stand for the worker: 1 while it is there, 0 while it is cut off."""
     links: set[socket.socket] = field(default_factory=set)

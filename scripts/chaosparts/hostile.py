@@ -16,8 +16,9 @@ from kernels import cpu
 Frame = dict[str, Any]
 HUGE = (2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**64 - 1, -(2**63), -1, -2, -65536)
 ODD: tuple[Any, ...] = (
-    *HUGE, 0, 1, 255, 256, 4999, 5000, 5001, 65536, 1 << 18, 1.5, -0.5, math.nan, math.inf, -math.inf,
-    1e308, True, None, "", "w", "a" * 300, "\0", "../..", "é" * 40, b"", b"\xff" * 40, [], [0], [""],
+    *HUGE, 0, 1, 255, 256, 4999, 5000, 5001, 65536, 1 << 18, 1.5, -0.5, math.nan, math.inf,
+    -math.inf, 1e308, True, None, "", "w", "a" * 300, "\0", "../..", "é" * 40, b"",
+    b"\xff" * 40, [], [0], [""],
     [None] * 9, [[[]]], {}, {"a": 1}, {"": {"": {}}}, [1.0] * 20, [-1, -1, -1], [0, 0, 0],
     [math.nan] * 3, ["x", 2**63, [1]],
 )  # fmt: skip
@@ -63,8 +64,10 @@ class Mutator:
              "source": other},
             {"do": "total", "key": key, "sources": [other, key], "scale": 0.5, **whole},
             {"do": "average", "sources": [other, key], "scale": 0.5, **whole},
-            {"do": "matrix", "keys": [key, other, third], "shape": [10, 20, 30], "a": 1.0, "b": 0.0},
-            {"do": "changed", "key": key, "since": 0}, {"do": "status"}, {"do": "slot", "name": name},
+            {"do": "matrix", "keys": [key, other, third], "shape": [10, 20, 30], "a": 1.0,
+             "b": 0.0},
+            {"do": "changed", "key": key, "since": 0}, {"do": "status"},
+            {"do": "slot", "name": name},
             {"do": "get", "name": name}, {"do": "set", "name": name, "value": 7},
             {"do": "add", "name": name, "n": 3},
             {"do": "swap", "name": name, "expected": 3, "desired": 4},
@@ -80,8 +83,10 @@ class Mutator:
         """Return a command that others may have to wait for."""
         start, count = self.span()
         key = self.rng.choice(self.keys)
+        if self.rng.random() < 0.03:  # holds all others back for some seconds
+            return {"do": "prepare", "keys": [key], "ticket": "t"}
         return self.rng.choice((
-            {"do": "prepare", "keys": [key], "ticket": "t"}, {"do": "settled", "ms": 5},
+            {"do": "settled", "ms": 5},
             {"do": "wait", "name": "n0", "at_least": 1 << 40, "ms": 5},
             {"do": "lock", "key": key, "start": start, "count": count},
         ))  # fmt: skip
@@ -118,7 +123,9 @@ class Mutator:
             if rng.random() < 0.1:
                 frame.pop(name)
             elif rng.random() < 0.1:
-                frame[rng.choice(("key", "keys", "count", "cut", "received", "seq"))] = rng.choice(ODD)
+                frame[rng.choice(("key", "keys", "count", "cut", "received", "seq"))] = rng.choice(
+                    ODD
+                )
             elif name != "do" or rng.random() < 0.1:
                 frame[name] = rng.choice(ODD)
             if not frame:
@@ -139,22 +146,23 @@ class Mutator:
         if form == "topk" and entries and self.rng.random() < 0.97:
             positions = sorted(self.rng.sample(range(max(count, entries)), entries))
             if self.rng.random() < 0.03:
-                positions[self.rng.randrange(entries)] = self.rng.choice((0, 2**32 - 1, 5000, count))
+                positions[self.rng.randrange(entries)] = self.rng.choice(
+                    (0, 2**32 - 1, 5000, count)
+                )
             return struct.pack(f"<{entries}I", *positions) + self.noise[: 4 * entries]
         at = self.rng.randrange(len(self.noise) - size + 1)
         return self.noise[at : at + size]
 
     def batch(self, count: int, slowly: bool) -> tuple[bytes, int]:
         """Return many requests in a row, and how many of them others may wait for."""
-        parts, sequence, waits = [], 0, 0
-        for _ in range(count):
+        parts, waits = [], 0
+        for sequence in range(1, count + 1):
             kind = self.rng.random()
             if slowly and kind < 0.05:
                 frame, waits = self.slow(), waits + 1
             else:
                 frame = self.push() if kind < 0.45 else self.command()
             right = frame["do"]
-            sequence += 1
             frame = self.mutated(frame | {"seq": sequence})
             if frame.get("do") in SLOW and not slowly:
                 frame["do"] = "get"

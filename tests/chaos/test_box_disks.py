@@ -1,4 +1,4 @@
-"""Disks and memory that are full or damaged, clocks that jump, masters that meet."""
+"""Disks and memory that are full or damaged, clocks that jump, snapshots beside the work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from places import Vector, at, content, made, random, wait_for
 
-from dlplatform.errors import BoxError, EnvironmentMissing, PlatformError
+from dlplatform.errors import BoxError, EnvironmentMissing
 from dlplatform.memorybox import wire
 from kernels import cpu
 
@@ -206,32 +205,7 @@ def test_a_torn_record_is_never_read(start: Any, join: Any, tmp_path: Path) -> N
         assert journal.stat().st_size <= before + 2000
 
 
-# -- meetings --------------------------------------------------------------------------------------
-
-
-def test_of_two_masters_exactly_one_creates(start: Any, join: Any) -> None:
-    addresses = [start().address for _ in range(2)]
-    masters = [join(*addresses) for _ in range(4)]
-    barrier = threading.Barrier(len(masters))
-
-    def create(master: Any, name: str) -> Any:
-        barrier.wait(10)
-        try:
-            return master.create(name, 5000)
-        except PlatformError as error:
-            return error
-
-    with ThreadPoolExecutor(len(masters)) as pool:
-        for number in range(20):
-            found = list(pool.map(create, masters, [f"b{number}"] * len(masters)))
-            (info,) = (each for each in found if isinstance(each, dict))
-            lost = [each for each in found if each is not info]
-            assert all(
-                isinstance(each, BoxError) and "exists already" in str(each) for each in lost
-            )
-            buffers = [master.attach(info) for master in masters]
-            buffers[0].write(at(random(number, 5000)))
-            assert all(np.array_equal(content(b), random(number, 5000)) for b in buffers)
+# -- mirrors ---------------------------------------------------------------------------------------
 
 
 def held(box: Any, job: str, mirror: str, key: str, length: int) -> tuple[Vector, int]:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from places import Vector, at, content, made, random
 from relay import TO_BOX, TO_WORKER
 
-from dlplatform.errors import BoxError, PeerLost
+from dlplatform.errors import BoxError, PeerLost, PlatformError
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.payload import Payload
 from kernels import cpu
@@ -175,6 +176,20 @@ def test_a_silent_connection_is_waited_for_and_then_lost(
     with pytest.raises(PeerLost, match=r"is gone: .* - allowed: .* - do: "):
         buffer.axpy(1.0, at(random(2, 5000)))
     assert passed(begin) < 12
+
+
+def test_who_is_cut_off_again_and_again_is_not_given_up(
+    start: Any, relayed: Any, join: Any
+) -> None:
+    relay = relayed(start("--grace", "1").address)
+    buffer = made(join(relay.address), "w", random(1, 5000))
+    relay.cut()
+    time.sleep(0.8)
+    relay.swallow()
+    relay.cut()
+    time.sleep(0.4)  # 1.2 s after the first cut, but 0.4 s after the second one
+    relay.swallow(False)
+    assert np.array_equal(content(buffer), random(1, 5000))
 
 
 # -- locks ---------------------------------------------------------------------------------------
@@ -356,3 +371,28 @@ def test_workers_go_on_at_the_mirror(start: Any, join: Any) -> None:
         buffer.read(at(out))
         assert out.min() == out.max() == done[1 - number]
         assert cluster.counter(f"n{number}").value == done[number]
+
+
+def test_of_two_masters_exactly_one_creates(start: Any, join: Any) -> None:
+    addresses = [start().address for _ in range(2)]
+    masters = [join(*addresses) for _ in range(4)]
+    barrier = threading.Barrier(len(masters))
+
+    def create(master: Any, name: str) -> Any:
+        barrier.wait(10)
+        try:
+            return master.create(name, 5000)
+        except PlatformError as error:
+            return error
+
+    with ThreadPoolExecutor(len(masters)) as pool:
+        for number in range(20):
+            found = list(pool.map(create, masters, [f"b{number}"] * len(masters)))
+            (info,) = (each for each in found if isinstance(each, dict))
+            lost = [each for each in found if each is not info]
+            assert all(
+                isinstance(each, BoxError) and "exists already" in str(each) for each in lost
+            )
+            buffers = [master.attach(info) for master in masters]
+            buffers[0].write(at(random(number, 5000)))
+            assert all(np.array_equal(content(b), random(number, 5000)) for b in buffers)
