@@ -23,6 +23,7 @@ from kernels import cpu
 
 RECORD = ctypes.sizeof(cpu.Record)
 MOVED = 3
+MAGIC = b"dlrd"
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,11 @@ def entry_of(record: cpu.Record, head: bytes, body: bytes) -> Entry | None:
 
 
 def read(path: Path) -> Iterator[Entry]:
-    """Yield the records of a file, and cut off what a killed box left half-written."""
+    """Yield the records of a file, and cut off what a killed box left half-written.
+
+    Raises:
+        EnvironmentMissing: when good records follow a damaged one: nobody tore that.
+    """
     with open(path, "r+b") as file:
         good = 0
         while record := check_record(file.read(RECORD)):
@@ -146,4 +151,25 @@ def read(path: Path) -> Iterator[Entry]:
                 break
             good = file.tell()
             yield entry
+        file.seek(good)
+        if goes_on(file.read()):
+            raise EnvironmentMissing(
+                f"journal {path} is damaged at byte {good}, with good records after it - allowed: "
+                f"journals as a box wrote them - do: put a copy of it there, or truncate -s {good} "
+                "it to lose what follows"
+            )
         file.truncate(good)
+
+
+def goes_on(rest: bytes) -> bool:
+    """Tell whether there is a whole record somewhere behind a damaged one."""
+    at = rest.find(MAGIC, 1)
+    while at >= 0:
+        record = check_record(rest[at : at + RECORD])
+        if record is not None:
+            head = at + RECORD
+            body = head + record.head
+            if entry_of(record, rest[head:body], rest[body : body + record.body]):
+                return True
+        at = rest.find(MAGIC, at + 1)
+    return False

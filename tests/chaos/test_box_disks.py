@@ -203,6 +203,13 @@ def test_a_torn_record_is_never_read(start: Any, join: Any, tmp_path: Path) -> N
         again = look.attach(buffer.info)
         assert np.array_equal(content(again), ones()), "the last record had no end"
         assert journal.stat().st_size <= before + 2000
+    whole = journal.read_bytes()
+    box.process.kill()
+    box.process.wait()
+    journal.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    done = attempt(tmp_path / "box")
+    assert done.returncode == 3 and "is damaged at byte" in done.stderr, done.stderr
+    assert journal.read_bytes()[:100] == whole[:100], "nothing was thrown away"
 
 
 # -- mirrors ---------------------------------------------------------------------------------------
