@@ -39,6 +39,10 @@ class BoxError(PlatformError):
     exit_code = 2
 
 
+class NotNow(BoxError):
+    """Report a request that the box refuses for the moment: it may be made again."""
+
+
 class Diverged(PlatformError):
     """Stop a training whose loss is not finite (exit code 5)."""
 

@@ -41,7 +41,9 @@ OPERATIONS = {
         )
     )
 }
+OPERATION_NAMES = {code: name for name, code in OPERATIONS.items()}
 FORMATS = {name: code for code, name in enumerate(("fp32", "fp16", "bf16", "int8", "topk"))}
+FORMAT_NAMES = {code: name for name, code in FORMATS.items()}
 STATES = {"sgd": 1, "outer": 1, "adam": 2, "delay": 1, "settle": 1}
 """Operations with state in the box, and how many vectors of it."""
 ALONE = ("scal", "settle")

@@ -187,7 +187,7 @@ class SharedBuffer(Operations):
             for stripe in stripes:
                 at = stripe * cpu.STRIPE
                 n = min(cpu.STRIPE, segment.length - at)
-                if into + 4 * (segment.offset + at) != self._range + 4 * (segment.offset + at):
+                if into != self._range:
                     t.read(self.key, at, n, into + 4 * (segment.offset + at))
                 copied += n
             self._versions[number] = now

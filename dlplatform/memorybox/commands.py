@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dlplatform.errors import BoxError
+from dlplatform.errors import BoxError, NotNow
 from dlplatform.memorybox import notes as notes
 from dlplatform.memorybox.box import command
 from dlplatform.memorybox.cut import Cut
@@ -307,5 +307,5 @@ def own_cut(session: Session) -> Cut:
     """Return the view that this worker began."""
     cut = session.space.cut
     if cut is None or cut.token != session.token:
-        raise BoxError("no view was begun - allowed: prepare first - do: use cluster.snapshot()")
+        raise NotNow("no view was begun - allowed: prepare first - do: use cluster.snapshot()")
     return cut

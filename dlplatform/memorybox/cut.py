@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dlplatform.errors import BoxError
+from dlplatform.errors import BoxError, NotNow
 from dlplatform.memorybox.memory import give_room, take_room
 from dlplatform.memorybox.timing import later
 from kernels import cpu
@@ -117,7 +117,7 @@ class Cut:
         self._room = threading.Lock()
         with space.lock:
             if space.cut is not None:
-                raise BoxError(
+                raise NotNow(
                     f"a snapshot of job {space.name} is being read - allowed: one at a time - do: "
                     "try again in a moment"
                 )
@@ -158,7 +158,7 @@ class Cut:
             if self.committed:
                 return  # asked again: the answer was lost
             if newest is not None and not self.space.gate.closed_until:
-                raise BoxError(
+                raise NotNow(
                     f"this view was begun more than {HOLD_S:g} s ago, and operations go on - "
                     "allowed: to go on sooner - do: take it again"
                 )

@@ -51,16 +51,18 @@ def read_work_write(
     region then takes part, and holds the result, too.
     """
     fresh = time.monotonic() - buffer.read_at <= buffer.cluster.window_s
-    scratch, other = (Memory(min(count, cpu.STRIPE)) for _ in range(2))
+    room = min(count, cpu.STRIPE)
+    scratch = None if fresh else Memory(room)
+    other = None if isinstance(x, int) else Memory(room)
     for at in range(0, count, cpu.STRIPE):
         n = min(cpu.STRIPE, count - at)
-        y = buffer.region + 4 * (start + at) if fresh else scratch.address
+        y = scratch.address if scratch else buffer.region + 4 * (start + at)
         with buffer.locked(start + at, n):
-            if not fresh:
+            if scratch:
                 buffer.read(y, start + at, n)
             if isinstance(x, int):
                 cpu.apply(order, y, None, None, x, z, at, n)
-            else:
+            elif other:
                 x.read(other.address, start + at, n)
                 cpu.apply(order, y, None, None, other.address, z, 0, n)
             buffer.write(y, start + at, n)

@@ -91,7 +91,7 @@ def place(lane: Lane, update: cpu.Update) -> cpu.Update:
     sparse = order.format == cpu.FORMATS["topk"]
     size = cpu.payload_bytes(order.format, update.n if sparse else cpu.CHUNK, order.entries)
     update.payload = lane.room(max(-(-size // 4), cpu.CHUNK))
-    if order.code in [cpu.OPERATIONS[name] for name in ANSWERING]:
+    if cpu.OPERATION_NAMES.get(order.code) in ANSWERING:
         update.answers = lane.ring()
     return update
 
@@ -261,16 +261,11 @@ def replay(session: Session, lane: Lane, record: Record) -> None:
         return
     if lane.take(sequence) or lane.made is None:
         order = cpu.Operation.from_buffer_copy(head["op"])
-        epoch = (
-            session.space.epoch
-        )  # as if it had begun here: the numbers of another box mean nothing
+        epoch = session.space.epoch  # as if it had begun here: another box counts otherwise
         update = cpu.Update(order, start=head["start"], n=head["count"], epoch=epoch)
         update.at = head["from"]
-        names = {code: name for name, code in cpu.FORMATS.items()}
-        op = next(
-            (name for name in STREAMED if cpu.OPERATIONS[name] == order.code), str(order.code)
-        )
-        form = names.get(order.format, str(order.format))
+        op = cpu.OPERATION_NAMES.get(order.code, str(order.code))
+        form = cpu.FORMAT_NAMES.get(order.format, str(order.format))
         refuse_payload(op, form, order.entries, head["count"], head["start"])
         check_states(op, head["keys"])
         entries = [session.span(key, head["start"], head["count"]) for key in head["keys"]]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from dlplatform.errors import BoxError, PeerLost, PlatformError
+from dlplatform.errors import NotNow, PeerLost, PlatformError
 
 if TYPE_CHECKING:
     from dlplatform.memorybox.buffer import SharedBuffer
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from dlplatform.memorybox.cut import Newest
 
 AGAIN_S, SLICE_MS = 0.02, 200
-LATER = ("is being read", "was begun more than", "no view was begun")
-"""What a box says when this view has to be begun again: another one, too slow, or restarted."""
 
 
 class View:
@@ -41,8 +39,8 @@ class View:
                 return self
             except BaseException as error:
                 self.close()  # operations go on while this waits for its turn
-                again = isinstance(error, BoxError) and any(text in str(error) for text in LATER)
-                if not again or time.monotonic() > end:
+                # Another view, a reader too slow, or a box that was restarted.
+                if not isinstance(error, NotNow) or time.monotonic() > end:
                     raise
             time.sleep(AGAIN_S)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from dlplatform.errors import BoxError, PeerLost, PlatformError
 from dlplatform.memorybox import wire
+from dlplatform.memorybox.box import COMMANDS
 from dlplatform.transports.transport import Entrance
 from kernels import cpu
 
@@ -26,6 +27,7 @@ ATTEMPT_S, PAUSE_S = 5.0, 0.05
 CHUNK_BYTES = 4 * cpu.CHUNK
 Frame = dict[str, Any]
 Work = Callable[[socket.socket, bool], Frame]
+NumberedWork = Callable[[socket.socket, Frame, bool], Frame]
 
 
 class _Progress(ctypes.Array[ctypes.c_size_t]):
@@ -199,8 +201,7 @@ class Link:
 
     def request(self, link: socket.socket, command: str, fields: Frame) -> Frame:
         """Send a frame and wait for its reply."""
-        wire.send(link, {**fields, "do": command})
-        return self.reply(link)
+        return self._ask(link, {**fields, "do": command})
 
     def reply(self, link: socket.socket) -> Frame:
         """Wait for a reply; raise the error of a refusal."""
@@ -246,11 +247,20 @@ class Link:
         if lane is None:
             with self.borrowed() as lent:
                 return self.call(command, fields, lent)
+        frame = {**fields, "do": command}
+        return self._once(lane, frame, lambda link, numbered, _: self._ask(link, numbered))
+
+    def _once(self, lane: Lane, frame: Frame, work: NumberedWork) -> Frame:
+        """Do a request that changes something, under the lane's next number."""
         lane.sequence += 1
-        numbered = {**fields, "seq": lane.sequence}
-        answer = self.perform(lane, lambda link, _: self.request(link, command, numbered))
+        numbered = {**frame, "seq": lane.sequence}
+        answer = self.perform(lane, lambda link, again: work(link, numbered, again))
         lane.acknowledged = lane.sequence
         return answer
+
+    def _ask(self, link: socket.socket, frame: Frame) -> Frame:
+        wire.send(link, frame)
+        return self.reply(link)
 
     def ask(self, command: str, fields: Frame) -> Frame:
         """Have the box obey a command that changes nothing: it needs no number."""
@@ -284,7 +294,7 @@ class Link:
         ``parts`` are (address, bytes). With unit 0 (sparse) a repeated update is sent whole.
         """
 
-        def work(link: socket.socket, again: bool) -> Frame:
+        def work(link: socket.socket, numbered: Frame, again: bool) -> Frame:
             done = 0
             if again:
                 wire.send(link, {**numbered, "received": 0})
@@ -301,10 +311,7 @@ class Link:
             return self.reply(link)
 
         with self.borrowed() as lane:
-            lane.sequence += 1
-            numbered = {**frame, "do": "push", "seq": lane.sequence}
-            self.perform(lane, work)
-            lane.acknowledged = lane.sequence
+            self._once(lane, {**frame, "do": "push"}, work)
 
     def swap(self, frame: Frame, out: int, into: int, kind: int = cpu.NONE) -> None:
         """Send an update and its bytes, and receive as many at the same time.
@@ -314,7 +321,7 @@ class Link:
         """
         size, progress = 4 * frame["count"], _Progress()
 
-        def work(link: socket.socket, again: bool) -> Frame:
+        def work(link: socket.socket, numbered: Frame, again: bool) -> Frame:
             if not again:
                 wire.send(link, numbered, more=size > 0)
                 self._move(link, (out, min(size, wire.AHEAD), into, 0), progress, kind)
@@ -330,10 +337,7 @@ class Link:
             return self.reply(link)
 
         with self.borrowed() as lane:
-            lane.sequence += 1
-            numbered = {**frame, "do": "push", "seq": lane.sequence}
-            self.perform(lane, work)
-            lane.acknowledged = lane.sequence
+            self._once(lane, {**frame, "do": "push"}, work)
 
     def _move(
         self, link: socket.socket, what: tuple[int, int, int, int], done: _Progress,
@@ -360,3 +364,25 @@ class Link:
         self._watcher.join(1.0)
         for lane in lanes:
             lane.drop()
+
+
+class Linked:
+    """What every transport with a link leaves to it."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    @property
+    def lost(self) -> str:
+        """Return why the box is out of reach; empty while it is there."""
+        return self.link.lost
+
+    def call(self, command: str, **fields: Any) -> dict[str, Any]:
+        """Have the box obey a command."""
+        if COMMANDS[command].changes:
+            return self.link.call(command, fields)
+        return self.link.ask(command, fields)
+
+    def lease(self, command: str, **fields: Any) -> dict[str, Any]:
+        """Call on the connection that stands for this worker."""
+        return self.link.lease(command, fields)

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
 
-from dlplatform.memorybox.box import COMMANDS
-from dlplatform.transports.link import Frame, Link
+from dlplatform.transports.link import Frame, Link, Linked
 from dlplatform.transports.mapped import MappedTransport
 from dlplatform.transports.stream import StreamTransport
 from dlplatform.transports.transport import Entrance, Transport
 
 
-class ShmTransport(MappedTransport):
+class ShmTransport(Linked, MappedTransport):  # type: ignore[override]
     """The box hands over the files of its segments; bytes then move without it."""
 
     def __init__(self, uri: str, entrance: Entrance, link: Link) -> None:
-        super().__init__(uri, entrance)
-        self.link = link
-
-    @property
-    def lost(self) -> str:  # type: ignore[override]
-        """Return why the box is out of reach; empty while it is there."""
-        return self.link.lost
-
-    def call(self, command: str, **fields: Any) -> dict[str, Any]:
-        """Have the box obey a command."""
-        if COMMANDS[command].changes:
-            return self.link.call(command, fields)
-        return self.link.ask(command, fields)
-
-    def lease(self, command: str, **fields: Any) -> dict[str, Any]:
-        """Call on the connection that stands for this worker."""
-        return self.link.lease(command, fields)
+        Linked.__init__(self, link)
+        MappedTransport.__init__(self, uri, entrance)
 
     def file(self, key: str) -> int:
         """Receive a descriptor of a segment's file, or of the counters' for no key."""
@@ -49,7 +32,7 @@ class ShmTransport(MappedTransport):
 
     def close(self) -> None:
         """Unmap everything and hang up."""
-        super().close()
+        MappedTransport.close(self)
         self.link.close()
 
 

@@ -10,42 +10,24 @@ import threading
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from dlplatform.memorybox.box import COMMANDS
 from dlplatform.memorybox.counter import Counter, RemoteCounter
 from dlplatform.memorybox.memory import Memory
-from dlplatform.transports.link import Frame, Link
+from dlplatform.transports.link import Frame, Link, Linked
 from dlplatform.transports.transport import ACCUMULATE, Entrance, Span
 from kernels import cpu
 
-NAMES = {code: name for name, code in cpu.OPERATIONS.items()}
-FORMATS = {code: name for name, code in cpu.FORMATS.items()}
 TOPK = cpu.FORMATS["topk"]
 
 
-class StreamTransport:
+class StreamTransport(Linked):
     """Every operation is one numbered request with its bytes behind it, and one reply."""
 
     def __init__(self, uri: str, link: Link) -> None:
-        self.uri, self.link = uri, link
+        super().__init__(link)
+        self.uri = uri
         self.can = link.can & {ACCUMULATE}
         self._local = threading.local()
-
-    @property
-    def lost(self) -> str:
-        """Return why the box is out of reach; empty while it is there."""
-        return self.link.lost
-
-    def call(self, command: str, **fields: Any) -> dict[str, Any]:
-        """Have the box obey a command."""
-        if COMMANDS[command].changes:
-            return self.link.call(command, fields)
-        return self.link.ask(command, fields)
-
-    def lease(self, command: str, **fields: Any) -> dict[str, Any]:
-        """Call on the connection that stands for this worker."""
-        return self.link.lease(command, fields)
 
     def attach(self, key: str, floats: int, at: int = 0, share: bool = True) -> int:
         """Share a segment; nothing is mapped."""
@@ -74,7 +56,7 @@ class StreamTransport:
 
     def apply(self, order: cpu.Operation, keys: tuple[str, ...], span: Span, x: int | str) -> None:
         """Send x for the box to apply; elastic, difference and merge bring results back."""
-        op = NAMES[order.code]
+        op = cpu.OPERATION_NAMES[order.code]
         frame: Frame = {
             "op": op, "keys": list(keys), "start": span.start, "count": span.floats,
             "k": list(order.k[:6]),
@@ -85,7 +67,7 @@ class StreamTransport:
             return
         z = span.z + 4 * span.at
         if order.format:
-            frame["format"] = FORMATS[order.format]
+            frame["format"] = cpu.FORMAT_NAMES[order.format]
             self._push(frame, order, span, x)
             return
         x += 4 * span.at

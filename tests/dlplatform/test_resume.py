@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from tinyjobs import Ended, Workers, at, run, settings, until
+from runs import alone, equal, state, weights, well
+from tinyjobs import Workers, at, run, settings, until
 from tinytask import recorded
-from torch import Tensor
 
 from dlplatform.errors import Diverged
 from dlplatform.memorybox.process import Boxes
@@ -22,42 +19,6 @@ from dlplatform.trainer import Trainer
 from dlplatform.world import World
 
 RULES = ["ssgd", "asgd", "easgd", "hybrid"]
-
-
-@pytest.fixture(scope="module")
-def boxes() -> Iterator[Boxes]:
-    with Boxes(2, "shm", "memfd") as started:
-        yield started
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def alone(folder: Path, minibatches: int = 40, **more: Any) -> float:
-    options = {"minibatches": minibatches, **more.pop("run", {})}
-    return Trainer(settings(folder, run=options, **more), World()).fit()
-
-
-def weights(folder: Path, which: str = "latest") -> dict[str, Tensor]:
-    return load_file(folder / "checkpoints" / which / "weights.safetensors")
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def state(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / "checkpoints/latest/state.json").read_text())
-    return loaded
-
-
-def well(ended: list[Ended]) -> None:
-    assert [one.code for one in ended] == [0] * len(ended), ended
 
 
 # -- resuming -------------------------------------------------------------------------------
