@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -91,17 +90,17 @@ class Job:
         self.groups[group.name] = group, rule
 
         def before(*_: Any) -> None:
-            begin = time.perf_counter()
+            begin = self.cluster.clock.now()
             group.collect_grad()
             rule.gradients()
-            self.seconds += time.perf_counter() - begin
+            self.seconds += self.cluster.clock.now() - begin
 
         def after(*_: Any) -> None:
-            begin = time.perf_counter()
+            begin = self.cluster.clock.now()
             self.cluster.check()
             rule.weights()
             self.work.done()
-            self.seconds += time.perf_counter() - begin
+            self.seconds += self.cluster.clock.now() - begin
 
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
@@ -225,6 +224,6 @@ def _leave() -> None:
 
 
 def _wait_for_all(job: Job) -> None:
-    end = time.monotonic() + job.cluster.timeout_s
-    while not job.cluster.everyone_finished() and time.monotonic() < end:
-        time.sleep(0.01)
+    end = job.cluster.clock.now() + job.cluster.timeout_s
+    while not job.cluster.everyone_finished() and job.cluster.clock.now() < end:
+        job.cluster.clock.sleep(0.01)

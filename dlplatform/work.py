@@ -7,8 +7,6 @@ trained at least once and, without failures, exactly once (P-HET 40-42).
 
 from __future__ import annotations
 
-import time
-
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.counter import Counter
 from dlplatform.memorybox.session import JOINED
@@ -130,14 +128,14 @@ class Work:
     def _last_words(self) -> int | None:
         """Stay until nobody holds a number: one who dies now leaves it to those still here."""
         others = [r for r in range(len(self._claims)) if r != self.cluster.rank]
-        end = time.monotonic() + self.cluster.timeout_s
-        while time.monotonic() < end:
+        end = self.cluster.clock.now() + self.cluster.timeout_s
+        while self.cluster.clock.now() < end:
             if (number := self._reclaim()) is not None:
                 return number
             if not any(self._holds(rank) for rank in others):
                 break
             self.cluster.check()
-            time.sleep(0.005)
+            self.cluster.clock.sleep(0.005)
         return None
 
     def _holds(self, rank: int) -> bool:

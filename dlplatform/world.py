@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,13 @@ class World:
     local_rank: int = 0
     local_size: int = 1
     launcher: str = ""
+    members: tuple[int, ...] = ()
+    """Ranks in the job of a part of it, in order; empty: the world is the whole job."""
+
+    @property
+    def ranks(self) -> Sequence[int]:
+        """Return the ranks in the job of all who belong to this world."""
+        return self.members or range(self.size)
 
     @property
     def node(self) -> str:
@@ -51,8 +58,13 @@ class World:
     def group(self, size: int) -> World:
         """Return this worker's place among ``size`` neighbouring ranks."""
         first = self.rank // size * size
-        members = min(size, self.size - first)
-        return World(self.rank - first, members, self.rank - first, members, self.launcher)
+        return self.part(range(first, min(first + size, self.size)))
+
+    def part(self, places: Sequence[int]) -> World:
+        """Return this worker's place among some of this world's places, its own included."""
+        members = tuple(self.ranks[place] for place in places)
+        rank, size = list(places).index(self.rank), len(members)
+        return World(rank, size, rank, size, self.launcher, members)
 
     @staticmethod
     def detect(env: Mapping[str, str] = os.environ) -> World:

@@ -37,14 +37,14 @@ OPERATIONS = {
     for code, name in enumerate(
         (
             *("scal", "axpy", "axpby", "elastic", "difference", "merge", "fetch", "copy", "clip"),
-            *("sgd", "outer", "adam", "delay", "settle"),
+            *("sgd", "outer", "adam", "delay", "settle", "gather", "adapt"),
         )
     )
 }
 OPERATION_NAMES = {code: name for name, code in OPERATIONS.items()}
 FORMATS = {name: code for code, name in enumerate(("fp32", "fp16", "bf16", "int8", "topk"))}
 FORMAT_NAMES = {code: name for name, code in FORMATS.items()}
-STATES = {"sgd": 1, "outer": 1, "adam": 2, "delay": 1, "settle": 1}
+STATES = {"sgd": 1, "outer": 1, "adam": 2, "delay": 1, "settle": 1, "gather": 1, "adapt": 2}
 """Operations with state in the box, and how many vectors of it."""
 ALONE = ("scal", "settle")
 """Operations without x."""

@@ -131,12 +131,30 @@ def settle(y: Vector, s: Vector, t: Vector, x: Vector, z: Vector, k: Scalars) ->
     return y + np.float32(k[0]) * s, np.zeros_like(s), t, x, z
 
 
+def gather(y: Vector, s: Vector, t: Vector, x: Vector, z: Vector, k: Scalars) -> State:
+    """Move y and gather the same in s, for a later step: y = y + a x; s = s + b x."""
+    return y + np.float32(k[0]) * x, s + np.float32(k[1]) * x, t, x, z
+
+
+def adapt(y: Vector, s: Vector, t: Vector, x: Vector, z: Vector, k: Scalars) -> State:
+    """Apply a gradient of old weights s, corrected by its mean square (DC-ASGD-a).
+
+    k: rate, correction, decay of the mean, eps. t = decay t + (1 - decay) x x; then ``delay`` with
+    correction / sqrt(t + eps) (arXiv:1609.08326, section 6).
+    """
+    rate, correction, decay, eps = (np.float32(value) for value in k[:4])
+    t = decay * t + (np.float32(1) - decay) * (x * x)
+    root: Vector = np.sqrt(t + eps)
+    new = y - rate * (x + correction / root * (x * x) * (y - s))
+    return new, new, t, new, z
+
+
 PLAIN: dict[str, Callable[[Vector, Vector, Vector, float, float], Triple]] = {
     function.__name__: function
     for function in (scal, axpy, axpby, elastic, difference, merge, fetch, copy, clip)
 }
 STATEFUL: dict[str, Callable[[Vector, Vector, Vector, Vector, Vector, Scalars], State]] = {
-    function.__name__: function for function in (sgd, outer, adam, delay, settle)
+    function.__name__: function for function in (sgd, outer, adam, delay, settle, gather, adapt)
 }
 
 

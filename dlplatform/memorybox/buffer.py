@@ -7,7 +7,6 @@ size, kept in step by explicit ``read`` and ``write``.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -139,7 +138,7 @@ class SharedBuffer(Operations):
     def read(self, into: int = 0, start: int = 0, count: int | None = None) -> None:
         """Copy shared to local: a span to address ``into`` (default: the local region)."""
         if not into and not start and count is None:
-            self.read_at = time.monotonic()
+            self.read_at = self.cluster.clock.now()
         if self._only is not None and into and not start and count is None:
             self._only.read(self.key, 0, self.length, into)
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from dlplatform.memorybox.counter import SLICE_MS, Counter
 from dlplatform.memorybox.event import Event
 from dlplatform.memorybox.segment import split
 from dlplatform.memorybox.session import DIED, FINISHED, JOINED, LEFT
+from dlplatform.memorybox.timing import CLOCK, Clock
 from dlplatform.memorybox.view import View
 from dlplatform.transports.transport import (
     ACCUMULATE,
@@ -74,6 +74,7 @@ class Cluster:
             for transport in self.transports:
                 transport.close()
             raise
+        self.clock: Clock = getattr(self.transports[0], "clock", CLOCK)
         self.mapped = all(MAPPED in transport.can for transport in self.transports)
         self._pool = ThreadPoolExecutor(len(boxes)) if len(boxes) > 1 and not self.mapped else None
         self.plain = not all({ACCUMULATE, MAPPED} & t.can for t in self.transports)
@@ -163,15 +164,15 @@ class Cluster:
 
         It is freed when this worker dies. Yields true when its last owner died holding it.
         """
-        call, end = self.transports[0].lease, time.monotonic() + self.timeout_s
+        call, end = self.transports[0].lease, self.clock.now() + self.timeout_s
         while not (answer := call("acquire", name=name))["held"]:
             self.check()
-            if time.monotonic() > end:
+            if self.clock.now() > end:
                 raise PeerLost(
                     f"lock {name} is held by worker {answer['by']}, waited {self.timeout_s:g} s - "
                     "allowed: cluster.timeout_s - do: look for a stuck worker"
                 )
-            time.sleep(PAUSE_S)
+            self.clock.sleep(PAUSE_S)
         try:
             yield bool(answer["abandoned"])
         finally:
@@ -250,7 +251,7 @@ class Cluster:
         """Return a counter of the job; all of them live in the first box."""
         if name not in self._counters:
             self._counters[name] = self.transports[0].counter(name)
-            self._counters[name].guard = self.check
+            self._counters[name].guard, self._counters[name].clock = self.check, self.clock
         return self._counters[name]
 
     def publish(self, name: str, value: Any) -> None:
@@ -259,7 +260,7 @@ class Cluster:
 
     def lookup(self, name: str) -> Any:
         """Wait for a value on the notice board."""
-        end = time.monotonic() + self.timeout_s
+        end = self.clock.now() + self.timeout_s
         notices = self.counter("notices")
         while True:
             # Read first: whoever has died meanwhile may have published before.
@@ -271,7 +272,7 @@ class Cluster:
                 self.check_peers(dead)
             notices.reached(seen + 1, SLICE_MS)
             self.check()
-            if time.monotonic() > end:
+            if self.clock.now() > end:
                 raise PeerLost(
                     f"nobody published {name} within {self.timeout_s:g} s - allowed: "
                     "cluster.timeout_s - do: see the log of rank 0, or raise it"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dlplatform.memorybox.box import MemoryBox
 
 LARGEST_SUM = 4096
-BETWEEN = ("axpy", "axpby", "copy", "clip", "sgd", "outer", "adam")
+BETWEEN = ("axpy", "axpby", "copy", "clip", "sgd", "outer", "adam", "gather")
 
 
 def small(number: int) -> int:

@@ -6,12 +6,12 @@ counter that grows, whoever waits for it names the value to reach (P-HET 40, P-P
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 from dlplatform.errors import PeerLost
+from dlplatform.memorybox.timing import CLOCK, Clock
 from kernels import cpu
 
 SLICE_MS = 100
@@ -27,6 +27,7 @@ class Counter(ABC):
     name: str
     guard: Callable[[], None] = staticmethod(nothing)
     """Runs while waiting; its cluster sets it to raise when a box is gone."""
+    clock: Clock = CLOCK
 
     @property
     @abstractmethod
@@ -57,7 +58,7 @@ class Counter(ABC):
         Raises:
             PeerLost: when the timeout has passed.
         """
-        end = time.monotonic() + timeout_s
+        end = self.clock.now() + timeout_s
         while not self.reached(at_least, SLICE_MS):
             try:
                 self.guard()
@@ -66,7 +67,7 @@ class Counter(ABC):
                 if self.reached(at_least, 0):  # who is gone now had done its part before
                     return
                 raise
-            if time.monotonic() > end:
+            if self.clock.now() > end:
                 raise PeerLost(
                     f"{self.name} is {self.value}, waited {timeout_s:g} s for {at_least} - "
                     "allowed: cluster.timeout_s - do: look for a stuck worker, or raise it"

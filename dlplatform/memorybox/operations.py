@@ -107,6 +107,12 @@ class Operations:
         """Fold a buffer into this one and zero it, in one pass: y = y + a s; s = 0."""
         self.apply("settle", k=(a,), states=[gathered])
 
+    def gather(
+        self, a: float, x: int | Payload | SharedBuffer, gathered: SharedBuffer, b: float = 1.0
+    ) -> None:
+        """Accumulate and keep the sum for later, in one pass: y = y + a x; s = s + b x."""
+        self.apply("gather", x, k=(a, b), states=[gathered])
+
     def delayed(self, x: int, rate: float, compensation: float, backup: SharedBuffer) -> None:
         """Step with a delayed gradient, and bring the new weights into x (arXiv:1609.08326).
 
@@ -114,6 +120,16 @@ class Operations:
         worker's gradient was computed with: one buffer a worker.
         """
         self.apply("delay", x, k=(rate, compensation), states=[backup])
+
+    def adapted(
+        self, x: int, rate: float, compensation: float, states: Sequence[SharedBuffer],
+        decay: float = 0.95, eps: float = 1e-7,
+    ) -> None:  # fmt: skip
+        """Step as ``delayed`` does, compensation / sqrt(mean square + eps) instead of a constant.
+
+        ``states`` are the worker's backup and the mean square of all workers' gradients.
+        """
+        self.apply("adapt", x, k=(rate, compensation, decay, eps), states=states)
 
 
 def order(op: str, x: Any, a: float, b: float, k: Sequence[float]) -> cpu.Operation:

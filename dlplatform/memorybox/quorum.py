@@ -8,7 +8,6 @@ nothing is lost (after Decoupled DiLoCo, DeepMind 2026).
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from dlplatform.errors import PeerLost, UsageError
@@ -80,17 +79,19 @@ class Quorum:
         Raises:
             PeerLost: when too few contributed in time, or a box is gone.
         """
-        end = time.monotonic() + (self.cluster.timeout_s if timeout_s is None else timeout_s)
+        end = self.cluster.clock.now() + (
+            self.cluster.timeout_s if timeout_s is None else timeout_s
+        )
         arrived, since = self._counter(f"arrived/{number % 2}"), 0.0
         while not self.merged.reached(number + 1, SLICE_MS):
             count = arrived.value if self._closed.value == number else 0
-            since = since or (time.monotonic() if count >= self.needed else 0.0)
-            waited = bool(since) and time.monotonic() - since >= self.grace_s
+            since = since or (self.cluster.clock.now() if count >= self.needed else 0.0)
+            waited = bool(since) and self.cluster.clock.now() - since >= self.grace_s
             if count >= self.everyone or (count >= self.needed and waited):
                 self._close(number)
             self._take_over()
             self.cluster.check()
-            if time.monotonic() > end:
+            if self.cluster.clock.now() > end:
                 raise PeerLost(
                     f"round {number} of {self.target.name}: {count} of {self.needed} needed "
                     "contributions came - allowed: cluster.timeout_s - do: see the other workers"
@@ -124,7 +125,7 @@ class Quorum:
         busy = [self._counter(f"busy/{rank}") for rank in range(self.cluster.size)]
         for rank, counter in enumerate(busy):
             while counter.value == number + 1 and rank not in self.cluster.dead():
-                time.sleep(0.001)
+                self.cluster.clock.sleep(0.001)
                 self.cluster.check()
         turn = number % 2
         weight = self._counter(f"weight/{turn}")

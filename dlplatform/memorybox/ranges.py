@@ -7,7 +7,6 @@ delta was computed within a given time of the first read.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from dlplatform.memorybox.memory import Memory
@@ -50,7 +49,7 @@ def read_work_write(
     The value is not read again when the local region was read within the cluster's window; the
     region then takes part, and holds the result, too.
     """
-    fresh = time.monotonic() - buffer.read_at <= buffer.cluster.window_s
+    fresh = buffer.cluster.clock.now() - buffer.read_at <= buffer.cluster.window_s
     room = min(count, cpu.STRIPE)
     scratch = None if fresh else Memory(room)
     other = None if isinstance(x, int) else Memory(room)

@@ -25,8 +25,8 @@ from dlplatform.memorybox.oplog import Entry as Record
 from dlplatform.memorybox.session import Fields, Lane, Session
 from kernels import cpu
 
-ANSWERING = ("difference", "fetch", "delay")
-STREAMED = ("axpy", "axpby", "copy", "clip", "sgd", "outer", "adam", *ANSWERING)
+ANSWERING = ("difference", "fetch", "delay", "adapt")
+STREAMED = ("axpy", "axpby", "copy", "clip", "sgd", "outer", "adam", "gather", *ANSWERING)
 LARGEST = 1 << 40
 OURS = (
     *(errno.EINVAL, errno.EBUSY, errno.ENOTRECOVERABLE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),

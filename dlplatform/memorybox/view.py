@@ -8,7 +8,6 @@ worker did before it.
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -32,7 +31,7 @@ class View:
         self._ticket = ""
 
     def __enter__(self) -> View:
-        end = time.monotonic() + self.cluster.timeout_s
+        end = self.cluster.clock.now() + self.cluster.timeout_s
         while True:
             try:
                 self._begin()
@@ -40,9 +39,9 @@ class View:
             except BaseException as error:
                 self.close()  # operations go on while this waits for its turn
                 # Another view, a reader too slow, or a box that was restarted.
-                if not isinstance(error, NotNow) or time.monotonic() > end:
+                if not isinstance(error, NotNow) or self.cluster.clock.now() > end:
                     raise
-            time.sleep(AGAIN_S)
+            self.cluster.clock.sleep(AGAIN_S)
 
     def _begin(self) -> None:
         self._ticket = secrets.token_hex(4)
@@ -70,10 +69,10 @@ class View:
         return newest
 
     def _settle(self, box: int) -> None:
-        end = time.monotonic() + self.cluster.timeout_s
+        end = self.cluster.clock.now() + self.cluster.timeout_s
         while not self._call(box, "settled", ms=SLICE_MS)["settled"]:
             self.cluster.check()
-            if time.monotonic() > end:
+            if self.cluster.clock.now() > end:
                 raise PeerLost(
                     f"an operation under way did not end within {self.cluster.timeout_s:g} s - "
                     "allowed: cluster.timeout_s - do: look for a stuck worker"

@@ -8,14 +8,13 @@ training thread holds it while it changes the weights, the update thread while i
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from dlplatform.errors import UsageError
 from dlplatform.memorybox.memory import Memory
+from dlplatform.memorybox.timing import CLOCK, Clock
 from dlplatform.rules.asgd import Staleness, check_interval
 from dlplatform.rules.rule import Rule, rule
 from dlplatform.rules.ssgd import shared_weights
@@ -31,14 +30,13 @@ BETA = 0.9
 class UpdateThread:
     """The update thread of P-HET: woken after a step, moves the centre, hands D back."""
 
-    def __init__(self, exchange: Callable[[], None]) -> None:
-        self.exchange = exchange
-        self.flow = threading.Condition()
+    def __init__(self, exchange: Callable[[], None], clock: Clock = CLOCK) -> None:
+        self.exchange, self.clock = exchange, clock
+        self.flow = clock.flow()
         self.busy = self.ended = False
         self.seconds = 0.0
         self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, name="update", daemon=True)
-        self.thread.start()
+        self.joined = clock.start("update", self._run)
 
     def _run(self) -> None:
         while True:
@@ -46,14 +44,14 @@ class UpdateThread:
                 self.flow.wait_for(lambda: self.busy or self.ended)
                 if not self.busy:
                     return
-            begin = time.perf_counter()
+            begin = self.clock.now()
             try:
                 self.exchange()
             except BaseException as error:
                 self.error = error
             with self.flow:
                 self.busy = False
-                self.seconds += time.perf_counter() - begin
+                self.seconds += self.clock.now() - begin
                 self.flow.notify_all()
 
     def wake(self) -> None:
@@ -74,7 +72,7 @@ class UpdateThread:
         with self.flow:
             self.ended = True
             self.flow.notify_all()
-        self.thread.join()
+        self.joined()
 
 
 @rule("easgd")
@@ -100,7 +98,7 @@ class EASGD(Rule):
         self.staleness = Staleness(self.centre)
         self.pending = False
         self.difference = Memory(group.length)
-        self.update = UpdateThread(self._exchange) if self.overlap else None
+        self.update = UpdateThread(self._exchange, job.cluster.clock) if self.overlap else None
 
     def _exchange(self) -> None:
         x, d = self.group.weight_address, self.difference.address

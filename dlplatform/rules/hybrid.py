@@ -60,7 +60,7 @@ class Hybrid(Rule):
         self.ready = job.cluster.counter(f"{self.label}/ready")
         self.dealt = job.cluster.counter(f"{self.label}/dealt")
         self.steps = self.exchanges = self.taken = self.claims = 0
-        self.update = UpdateThread(self._exchange) if self.leader else None
+        self.update = UpdateThread(self._exchange, job.cluster.clock) if self.leader else None
 
     def _size(self, world: World) -> int:
         size = min(2, world.size) if self.group_size is None else self.group_size

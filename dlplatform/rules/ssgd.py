@@ -11,7 +11,6 @@ workers. Over tcp a region is written once and read once, the boxes do the sums.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,8 +43,7 @@ class SSGD(Rule):
     def meet(self, job: Job, group: FlatGroup, world: World, label: str) -> None:
         """Create this worker's gradient region and attach to those of its group."""
         self.job, self.group, self.world = job, group, world
-        first = job.rank - world.rank
-        self.ranks = range(first, first + world.size)
+        self.ranks = world.ranks
         self.regions = [
             job.cluster.buffer(f"{label}/gradient/{rank}", group.length, rank == world.rank)
             for rank in range(world.size)
@@ -112,11 +110,15 @@ def shared_weights(job: Job, group: FlatGroup) -> SharedBuffer:
 def _all_have_read(job: Job, started: Counter) -> None:
     """Wait until nobody can read weights that somebody else has trained already."""
     started.add(1)
-    end = time.monotonic() + job.cluster.timeout_s
-    while not started.reached(job.size - len(job.cluster.gone()), SLICE_MS):
+    end = job.cluster.clock.now() + job.cluster.timeout_s
+    while not started.reached(job.size - len(_gone(job)), SLICE_MS):
         job.cluster.check()
-        if time.monotonic() > end:
+        if job.cluster.clock.now() > end:
             raise PeerLost(
                 f"{started.value} of {job.size} workers are ready to train, waited "
                 f"{job.cluster.timeout_s:g} s - allowed: all who live - do: look for a stuck worker"
             )
+
+
+def _gone(job: Job) -> list[int]:
+    return [rank for rank in job.cluster.gone() if rank in job.world.ranks]

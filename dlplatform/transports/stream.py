@@ -73,7 +73,7 @@ class StreamTransport(Linked):
         x += 4 * span.at
         if op == "difference":
             self.link.swap(frame, x, z)
-        elif op in ("fetch", "delay"):
+        elif op in ("fetch", "delay", "adapt"):
             self.link.swap(frame, x, x)
         elif op == "elastic":
             self.link.swap({**frame, "op": "difference"}, x, self._scratch(), order.code)

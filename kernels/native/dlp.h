@@ -40,6 +40,8 @@ enum operation_code {
     OP_ADAM = 11,      /* k: rate, beta1, beta2, eps, decay, decoupled; s, t: moments; k6: step */
     OP_DELAY = 12,     /* y = y - k0 (x + k1 x x (y - s)); s = x = y */
     OP_SETTLE = 13,    /* y = y + k0 s; s = 0 */
+    OP_GATHER = 14,    /* y = y + k0 x; s = s + k1 x */
+    OP_ADAPT = 15,     /* t = k2 t + (1 - k2) x x; OP_DELAY with k1 / sqrt(t + k3) */
 };
 
 /* How the elements of x lie in memory; z and everything in the box are fp32. */

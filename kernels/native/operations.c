@@ -154,6 +154,30 @@ CLONES static void delay(float *restrict y, float *restrict s, float *restrict x
     }
 }
 
+/* DC-ASGD-a: the correction adapts to the gradients' mean squares t. */
+CLONES static void adapt(float *restrict y, float *restrict s, float *restrict t,
+                         float *restrict x, size_t n, const float *k) {
+    float rate = k[0], lambda = k[1], keep = k[2], rest = 1 - k[2], eps = k[3];
+    for (size_t i = 0; i < n; i++) {
+        float square = x[i] * x[i];
+        float mean = keep * t[i] + rest * square;
+        float new = y[i] - rate * (x[i] + lambda / __builtin_sqrtf(mean + eps) * square * (y[i] - s[i]));
+        t[i] = mean;
+        y[i] = new;
+        s[i] = new;
+        x[i] = new;
+    }
+}
+
+/* What comes in moves y at once and is gathered in s, for a later step. */
+CLONES static void gather(float *restrict y, float *restrict s, const float *restrict x, size_t n,
+                          float a, float b) {
+    for (size_t i = 0; i < n; i++) {
+        y[i] = y[i] + a * x[i];
+        s[i] = s[i] + b * x[i];
+    }
+}
+
 /* Both in one pass: settling again what was settled in part adds nothing twice. */
 CLONES static void settle(float *restrict y, float *restrict s, size_t n, float a) {
     for (size_t i = 0; i < n; i++) {
@@ -216,6 +240,8 @@ static void apply_fp32(const operation *o, float *y, float *s, float *t, float *
     case OP_ADAM: adam(y, s, t, x, n, k); break;
     case OP_SETTLE: settle(y, s, n, k[0]); break;
     case OP_DELAY: delay(y, s, x, n, k[0], k[1]); break;
+    case OP_GATHER: gather(y, s, x, n, k[0], k[1]); break;
+    case OP_ADAPT: adapt(y, s, t, x, n, k); break;
     }
 }
 

@@ -132,7 +132,8 @@ static void save(const segment *g, size_t stripe, uint32_t cut) {
 }
 
 static int writes_x(int code) {
-    return code == OP_ELASTIC || code == OP_MERGE || code == OP_FETCH || code == OP_DELAY;
+    return code == OP_ELASTIC || code == OP_MERGE || code == OP_FETCH ||
+           code == OP_DELAY || code == OP_ADAPT;
 }
 
 /* An operation that began before the cut changes the shadow, too; x, z and what has no shadow

@@ -193,7 +193,9 @@ static int receive_sparse(int fd, update *u, const segment *const *where) {
     return error ? error : apply_chunk(u, where, u->n - u->done, u->payload, NULL);
 }
 
-static int takes_x(int code) { return code == OP_FETCH || code == OP_DELAY; }
+static int takes_x(int code) {
+    return code == OP_FETCH || code == OP_DELAY || code == OP_ADAPT;
+}
 
 /* Receive x from element `done` on, in chunks that stay in the cache, and apply each at once.
    DIFFERENCE answers with the differences; FETCH, DELAY with the new values. */

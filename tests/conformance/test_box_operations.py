@@ -13,7 +13,7 @@ from dlplatform.errors import PeerLost, UsageError
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.payload import Payload
 from dlplatform.memorybox.quorum import Quorum
-from kernels import packing, reference
+from kernels import cpu, packing, reference
 
 # -- optimizers ------------------------------------------------------------------------------------
 
@@ -23,6 +23,8 @@ RECIPES = {
     "adam": (1e-3, 0.9, 0.999, 1e-8, 0.01, 1.0),
     "delay": (0.1, 2.0),
     "settle": (0.5,),
+    "gather": (-0.25, 1.0),
+    "adapt": (0.1, 2.0, 0.95, 1e-7),
 }
 
 
@@ -32,7 +34,7 @@ def test_optimizers_in_the_box_of_several_workers(join: Open, op: str) -> None:
     clusters, k = [join(BOXES) for _ in range(2)], RECIPES[op]
     y, s, t = random(1), np.abs(random(2)), np.abs(random(3))
     buffers = [made(clusters[0], name, v) for name, v in (("y", y), ("s", s), ("t", t))]
-    states = buffers[1:2] if op != "adam" else buffers[1:]
+    states = buffers[1 : 1 + cpu.STATES[op]]
     theirs = [clusters[1].attach(buffer.info) for buffer in (buffers[0], *states)]
     for step in range(1, 6):
         x = random(10 + step)
