@@ -112,6 +112,14 @@ class Job:
             rule.finish()
         self.cluster.finished()
 
+    def wait_for_all(self) -> None:
+        """Wait until nobody trains any more, as long as the cluster is patient."""
+        clock = self.cluster.clock
+        end = clock.now() + self.cluster.timeout_s
+        while not self.cluster.everyone_finished() and clock.now() < end:
+            self.cluster.check()
+            clock.sleep(0.01)
+
     def close(self) -> None:
         """Leave the boxes; those started here end with their last worker."""
         self.cluster.close()
@@ -218,12 +226,6 @@ def _leave() -> None:
     try:
         job.finish()
         if job.groups and job.cluster.is_chief():
-            _wait_for_all(job)
+            job.wait_for_all()
     finally:
         job.close()
-
-
-def _wait_for_all(job: Job) -> None:
-    end = job.cluster.clock.now() + job.cluster.timeout_s
-    while not job.cluster.everyone_finished() and job.cluster.clock.now() < end:
-        job.cluster.clock.sleep(0.01)

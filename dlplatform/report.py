@@ -117,7 +117,7 @@ def result(trainer: Trainer, scores: dict[str, float], seconds: float) -> dict[s
         "primary": trainer.task.primary,
         "score": scores[trainer.task.primary],
         "test": scores,
-        "validation": trainer.history,
+        "validation": trainer.chief.history,
         "baselines": trainer.task.baselines(),
         "seconds": round(seconds, 2),
         "lost_workers": trainer.job.cluster.dead(),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import secrets
 import signal
-import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,23 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from dlplatform import checkpoint, report
-from dlplatform.board import Board
 from dlplatform.checkpoint import Checkpoint, make_task
-from dlplatform.cli import REPORT
+from dlplatform.chief import Chief
 from dlplatform.config import ClusterConfig, RunConfig
 from dlplatform.errors import Diverged, Preempted, UsageError
 from dlplatform.flat import FlatGroup
 from dlplatform.job import Job, Place, start_boxes
 from dlplatform.judge import Judge
 from dlplatform.memorybox.counter import SLICE_MS
-from dlplatform.progress import Progress, open_progress
 from dlplatform.rules.rule import find_rule
 from dlplatform.seeds import derive
 from dlplatform.statistics import Statistics
 from dlplatform.task import Terms
 from dlplatform.world import World
-
-EVALUATIONS = 10
 
 
 class Trainer:
@@ -56,18 +49,21 @@ class Trainer:
         self.saved = self._saved()
         self.judge = Judge(self.task, self.models, self.run.ema)
         self.total = self.run.minibatches or int(getattr(self.task, "minibatches", 1000))
-        self.every = self.run.eval_every or max(1, self.total // EVALUATIONS)
         self.signalled = False
         for name in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(name, self._on_signal)
-        self._board: Board | None = None
-        self._progress: Progress | None = None
         self.job = self._join()
         self.start = self.job.work.position
+        self.chief = Chief(self)
         if self.job.cluster.is_chief():  # said before the optimizers, which take seconds to load
-            self.progress.say(report.banner(self))
+            self.chief.progress.say(report.banner(self))
         self._distribute()
         self.statistics = Statistics(self.job, self.models)
+        self._prepare()
+        self.chief.begin()
+
+    def _prepare(self) -> None:
+        """Get ready to compute as the run asks for: compiled, in its precision."""
         self.forward = self.models
         if self.run.compile:
             self.forward = {
@@ -76,11 +72,6 @@ class Trainer:
         self.autocast = torch.autocast(
             "cpu", torch.bfloat16, enabled=self.run.precision == "bf16", cache_enabled=False
         )
-        self.history = list(self.saved.history) if self.saved else []
-        self.best = max((row["score"] for row in self.history), default=-math.inf)
-        self.begin = time.monotonic()
-        self.pace = report.Pace(self.begin, self.start)
-        self.mourned: list[int] = []
 
     def _saved(self) -> Checkpoint | None:
         resume = str(self.settings["resume"])
@@ -150,16 +141,10 @@ class Trainer:
             self._close()
 
     def _loop(self) -> None:
-        due = self._next_due()
         while (number := self._claim()) is not None:
-            self.pace.add(self.step(number))
+            loss = self.step(number)
             self.statistics.publish()
-            self._tick()
-            # At the very end others may still push: then _end evaluates.
-            if due <= self.job.work.position < self.total and self.job.cluster.is_chief():
-                self.evaluate()
-            if self.job.work.position >= due:
-                due = self._next_due()
+            self.chief.after(loss)
 
     def _claim(self) -> int | None:
         if self.signalled:
@@ -247,80 +232,7 @@ class Trainer:
             for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
                 group["lr"] = rate * factor
 
-    # -- what the chief does ----------------------------------------------------------------
-
-    @property
-    def progress(self) -> Progress:
-        """Return the progress display, opened when first needed."""
-        if self._progress is None:
-            self._progress = open_progress(self.run.progress, self.total, self.start)
-        return self._progress
-
-    @property
-    def board(self) -> Board:
-        """Return the board, opened when first needed."""
-        if self._board is None:
-            self._board = Board(self.folder)
-        return self._board
-
-    def _next_due(self) -> int:
-        return (self.job.work.position // self.every + 1) * self.every
-
-    def _tick(self) -> None:
-        if not self.pace.due() or not self.job.cluster.is_chief():
-            return
-        self._say_who_died()
-        position = self.job.work.position
-        figures = report.figures(self.job, self.pace)
-        self.pace = report.Pace(time.monotonic(), position)
-        self.board.scalars(position, figures)
-        self.progress.update(position, report.short(figures, self.history))
-
-    def _say_who_died(self) -> None:
-        dead = self.job.cluster.dead()
-        if os.environ.get(REPORT) != "code":  # the local launcher has said it already
-            for rank in sorted(set(dead) - set(self.mourned)):
-                self.progress.say(f"worker {rank} died; the others go on")
-        self.mourned = dead
-
-    def evaluate(self) -> float:
-        """Score the job's weights on the validation split and keep a checkpoint."""
-        if self.job.rank and not self.history:
-            self._inherit()
-        # Before the weights are read: what is trained meanwhile will be trained again.
-        position, self.safe = self.job.work.position, self.job.work.safe_position()
-        self._judge()
-        scores = self.judge.score("val")
-        primary = scores[self.task.primary]
-        self.history.append({"minibatch": position, "score": primary, **scores})
-        self.board.scalars(position, {f"val/{name}": value for name, value in scores.items()})
-        self.save(scores, primary > self.best)
-        self.best = max(self.best, primary)
-        return primary
-
-    def _inherit(self) -> None:
-        """Go on with the record of a chief that died."""
-        if self.job.cluster.dead() and checkpoint.exists(self.folder):
-            self.history = list(Checkpoint.load(self.folder).history)
-            self.best = max((row["score"] for row in self.history), default=-math.inf)
-
-    def _judge(self) -> None:
-        self.judge.take(self.groups, self.models)
-        self.statistics.average(self.judge.models)
-
-    def save(self, scores: dict[str, float], best: bool) -> None:
-        """Write a checkpoint of the judged weights."""
-        Checkpoint(
-            position=self.safe,
-            weights=checkpoint.weights_of(self.judge.models),
-            moments=checkpoint.moments_of(self.optimizers) | self.judge.raw,
-            settings={**self.settings, "task": {**asdict(self.task), "name": self._task_name()}},
-            scores=scores,
-            history=self.history,
-        ).save(self.folder, best)
-
-    def _task_name(self) -> str:
-        return str(self.settings["task"]["name"])
+    # -- the end ---------------------------------------------------------------------------
 
     def _end(self) -> float:
         """Leave once the result is written, by the chief or by whoever outlives it."""
@@ -332,10 +244,10 @@ class Trainer:
             if stopped:
                 raise Preempted("stopped on request - checkpoint by rank 0 - do: resume=auto")
             return math.nan
-        self._wait_for_others()
-        if not self.history or self.history[-1]["minibatch"] < self.job.work.position:
-            self.evaluate()
-        score = math.nan if stopped else self._conclude()
+        self.job.wait_for_all()
+        if self.chief.behind():
+            self.chief.evaluate()
+        score = math.nan if stopped else self.chief.conclude()
         concluded.add(1)
         if stopped:
             raise Preempted(
@@ -344,32 +256,8 @@ class Trainer:
             )
         return score
 
-    def _wait_for_others(self) -> None:
-        end = time.monotonic() + self.job.cluster.timeout_s
-        while not self.job.cluster.everyone_finished() and time.monotonic() < end:
-            self.job.cluster.check()
-            time.sleep(0.01)
-
-    def _conclude(self) -> float:
-        seconds = time.monotonic() - self.begin
-        self._judge()
-        scores = self.judge.score("test")
-        result = report.result(self, scores, seconds)
-        image = self.task.picture(self.judge.models)
-        if image is not None:
-            self.board.image("val/prediction", image, self.total)
-        self.board.hparams(self.settings, scores)
-        picture = report.picture(self.folder, self.history, image, result)
-        (self.folder / "result.json").write_text(json.dumps(result, indent=1))
-        self.progress.close()
-        self.progress.say(report.summary(self, result, picture))
-        return float(result["score"])
-
     def _close(self) -> None:
-        if self._progress is not None:
-            self._progress.close()
-        if self._board is not None:
-            self._board.close()
+        self.chief.close()
         self.job.close()
 
     def _on_signal(self, *_: object) -> None:
