@@ -185,7 +185,7 @@ def put_moments(optimizers: dict[str, Optimizer], moments: dict[str, Tensor]) ->
         whole = optimizer.state_dict()
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in moments.items():
-            home, index, key = name.split("/", 2)
+            home, index, key = name.rsplit("/", 2)
             if home == group and index != "raw":
                 states.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({**whole, "state": states})

@@ -13,12 +13,17 @@ from dlplatform import checkpoint, report
 from dlplatform.board import Board
 from dlplatform.checkpoint import Checkpoint
 from dlplatform.cli import REPORT
+from dlplatform.memorybox.session import DIED, JOINED, LEFT
+from dlplatform.pipeline.handover import Handover
 from dlplatform.progress import Progress, open_progress
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dlplatform.trainer import Trainer
 
 EVALUATIONS = 10
+MOVES = {JOINED: "joined", LEFT: "left", DIED: "died; the others go on"}
 
 
 class Chief:
@@ -33,7 +38,10 @@ class Chief:
         self.every = trainer.run.eval_every or max(1, trainer.total // EVALUATIONS)
         self.history = list(trainer.saved.history) if trainer.saved else []
         self.best = self._best()
-        self.mourned: list[int] = []
+        self.known: dict[int, int] = {}
+        self.over = False
+        """Whether the training has ended, and the weights are final."""
+        self.handover = Handover(trainer.cut, self.job.cluster, trainer.judge)
         self._board: Board | None = None
         self._progress: Progress | None = None
 
@@ -64,8 +72,11 @@ class Chief:
         self._tick()
         position = self.job.work.position
         # At the very end others may still push: then the trainer evaluates once more.
-        if self.due <= position < self.trainer.total and self.job.cluster.is_chief():
-            self.evaluate()
+        if self.due <= position < self.trainer.total:
+            if self.job.cluster.is_chief():
+                self.evaluate()
+            else:
+                self.hand_over()
         if self.job.work.position >= self.due:
             self.due = self._next_due()
 
@@ -78,19 +89,22 @@ class Chief:
     def _tick(self) -> None:
         if not self.pace.due() or not self.job.cluster.is_chief():
             return
-        self._say_who_died()
+        self._say_who_moved()
         position = self.job.work.position
         figures = report.figures(self.job, self.pace)
         self.pace = report.Pace(time.monotonic(), position)
         self.board.scalars(position, figures)
         self.progress.update(position, report.short(figures, self.history))
 
-    def _say_who_died(self) -> None:
-        dead = self.job.cluster.dead()
-        if os.environ.get(REPORT) != "code":  # the local launcher has said it already
-            for rank in sorted(set(dead) - set(self.mourned)):
-                self.progress.say(f"worker {rank} died; the others go on")
-        self.mourned = dead
+    def _say_who_moved(self) -> None:
+        cluster, before = self.job.cluster, self.known
+        self.known = {rank: cluster.state(rank) for rank in cluster.ranks()}
+        for rank, state in self.known.items():
+            late = rank >= self.job.size
+            # What became of its own workers the local launcher says itself.
+            heard = late or (state == DIED and os.environ.get(REPORT) != "code")
+            if heard and state in MOVES and state != before.get(rank):
+                self.progress.say(f"worker {rank} {MOVES[state]}")
 
     def behind(self) -> bool:
         """Tell whether the weights of now have not been scored yet."""
@@ -101,7 +115,7 @@ class Chief:
         if self.job.rank and not self.history:
             self._inherit()
         # Before the weights are read: what is trained meanwhile will be trained again.
-        position, safe = self.job.work.position, self.job.work.safe_position()
+        position, safe = self.job.work.position, self.trainer.safe_position()
         self._judge()
         task = self.trainer.task
         scores = self.trainer.judge.score("val")
@@ -113,15 +127,33 @@ class Chief:
         return primary
 
     def _inherit(self) -> None:
-        """Go on with the record of a chief that died."""
-        if self.job.cluster.dead() and checkpoint.exists(self.trainer.folder):
+        """Go on with the record of a chief that is gone."""
+        if self.job.cluster.gone() and checkpoint.exists(self.trainer.folder):
             self.history = list(Checkpoint.load(self.trainer.folder).history)
             self.best = self._best()
 
     def _judge(self) -> None:
         judge = self.trainer.judge
         judge.take(self.trainer.groups, self.trainer.models)
-        self.trainer.statistics.average(judge.models)
+        self.trainer.statistics.average(judge.modules)
+        if self.trainer.cut.stage == 0:
+            self.handover.gather(self._when())
+
+    def _when(self) -> str:
+        return "end" if self.over else str(self.job.work.position)
+
+    def hand_over(self) -> None:
+        """Give the chief this worker's stage of the networks as it is now."""
+        if self.trainer.cut.hands_over:
+            self._judge()
+            self.handover.give(self._when(), self._moments())
+
+    def _moments(self) -> dict[str, Tensor]:
+        trainer = self.trainer
+        for _, rule in trainer.groups.values():
+            rule.moments()
+        mine = checkpoint.moments_of(trainer.optimizers) | trainer.judge.raw
+        return trainer.cut.outward(trainer.models, mine)
 
     def _save(self, position: int, scores: dict[str, float], best: bool) -> None:
         """Write a checkpoint of the judged weights."""
@@ -130,7 +162,7 @@ class Chief:
         Checkpoint(
             position=position,
             weights=checkpoint.weights_of(trainer.judge.models),
-            moments=checkpoint.moments_of(trainer.optimizers) | trainer.judge.raw,
+            moments=self._moments() | self.handover.moments(),
             settings={**trainer.settings, "task": task},
             scores=scores,
             history=self.history,

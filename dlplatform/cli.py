@@ -13,6 +13,7 @@ from dlplatform.errors import PlatformError, UsageError, closest
 # verb: (module, function); modules come in when their verb is called, so that help is instant.
 VERBS = {
     "train": ("launch.submit", "train"),
+    "join": ("launch.join", "main"),
     "eval": ("launch.saved", "evaluate"),
     "predict": ("launch.saved", "predict"),
     "box": ("launch.boxes", "main"),

@@ -59,12 +59,27 @@ class RunConfig:
     """Minibatches of one worker whose gradients form one step."""
     ema: float = 0.0
     """Decay of the moving average of weights that is evaluated; 0: none."""
+    lease_s: float = 60.0
+    """Seconds after which a number that a living worker still holds is given out again; 0: never.
+
+    Longer than any step, or slow steps are done twice; a worker that hangs delays the end so long.
+    """
     threads: int = 0
     """Compute threads of one worker; 0: cores / workers on this host."""
     progress: str = "auto"
     """auto, live, plain or none."""
     dir: str = ""
     """Folder of the run; empty: Hydra's output folder."""
+
+
+@dataclass
+class PipelineConfig:
+    """How the stages of a network work together, when ``stages`` is above 1."""
+
+    schedule: str = "1f1b"
+    """1f1b (the result is the unsplit network's) or async (never empty, stale by a few steps)."""
+    microbatches: int = 4
+    """Micro-batches of one minibatch: more keep the stages busier."""
 
 
 @dataclass
@@ -75,8 +90,11 @@ class Config:
     rule: Any = None
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     workers: int = 1
     """Worker processes this machine starts; under mpirun the ranks are the workers."""
+    stages: int = 1
+    """Stages a network is cut into, one a worker; workers / stages pipelines share the data."""
     boxes: int = 1
     """Memory boxes the job starts."""
     seed: int = 0
@@ -174,6 +192,7 @@ ADDRESS = re.compile(r"(?!tcp:|tls:)[a-z]\w*://\S+|t(cp|ls)://(\[[\w:.]+\]|[\w.-
 
 CHECKS: Mapping[str, Check] = {
     "workers": _whole(1, 4096, 4),
+    "stages": _whole(1, 64, 2),
     "boxes": _whole(1, 1024, 2),
     "seed": _whole(0, 2**32 - 1, 0),
     "run.minibatches": _optional(2000),
@@ -182,7 +201,10 @@ CHECKS: Mapping[str, Check] = {
     "run.clip": _real(lambda v: 0 <= v < math.inf, "0 or more", 1.0),
     "run.accumulate": _whole(1, 32, 1),
     "run.ema": _real(lambda v: 0 <= v < 1, "0 up to, not including, 1", 0.999),
+    "run.lease_s": _real(lambda v: 0 <= v < math.inf, "0 or more", 60),
     "run.threads": _whole(0, 4096, 0),
+    "pipeline.schedule": _choice("1f1b", "async"),
+    "pipeline.microbatches": _whole(1, 1024, 4),
     "run.progress": _choice("auto", "live", "plain", "none"),
     "run.dir": Check(_folder, "a folder, new or not", "outputs/mine"),
     "cluster.transport": _choice("auto", "inproc", "shm", "tcp"),
@@ -213,7 +235,31 @@ def validate(config: Mapping[str, Any]) -> None:
     _check_names(config)
     _check_addresses(config)
     _check_resume(str(config["resume"]))
-    build_parts(config)
+    task, _ = build_parts(config)
+    if config["stages"] > 1:
+        _check_stages(config, task)
+
+
+def _check_stages(config: Mapping[str, Any], task: Any) -> None:
+    """Refuse what does not go together with stages."""
+    from dlplatform.task import Task
+
+    stages, workers = config["stages"], config["workers"]
+    if workers % stages:
+        raise UsageError(
+            f"stages={stages} of {workers} worker(s) - allowed: workers a multiple of stages - do: "
+            f"workers={-(-workers // stages) * stages}"
+        )
+    # Several backwards make one step, of a part of the network each.
+    for key, usual in (("run.accumulate", 1), ("run.compile", False), ("rule.bucket_mb", 0)):
+        group, _, name = key.partition(".")
+        if (value := config[group].get(name, usual)) != usual:
+            raise UsageError(
+                f"{key}={value} with stages={stages} - allowed: {key}={usual} - do: use larger "
+                "minibatches and more pipeline.microbatches, or stages=1"
+            )
+    if type(task).split is Task.split:
+        task.split({}, stages)  # says why not
 
 
 def _check_complete(cls: type, config: Mapping[str, Any], prefix: str) -> None:
@@ -223,7 +269,8 @@ def _check_complete(cls: type, config: Mapping[str, Any], prefix: str) -> None:
                 f"{prefix}{one.name} is missing - allowed: every setting has a value - do: "
                 f"leave out ~{prefix}{one.name}"
             )
-    for name, part in (("cluster", ClusterConfig), ("run", RunConfig)):
+    parts = (("cluster", ClusterConfig), ("run", RunConfig), ("pipeline", PipelineConfig))
+    for name, part in parts:
         if cls is Config:
             _check_complete(part, config[name], f"{name}.")
 

@@ -6,7 +6,9 @@ An exchange is then one call on one address: no flatten, no copy, no loop over t
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 from dlplatform.errors import UsageError
 from dlplatform.memorybox.memory import Memory
 from kernels import cpu
+
+if TYPE_CHECKING:
+    from dlplatform.rules.descent import Descent
 
 ALIGN = 16  # floats: every parameter starts on a cache line
 
@@ -38,9 +43,15 @@ class FlatGroup:
         parameters: fp32 parameters on the CPU.
     """
 
+    describe: Callable[[], Descent]
+    """Describes the group's optimizer; ``Job.attach`` sets it."""
+
     def __init__(self, name: str, parameters: Iterable[nn.Parameter]) -> None:
         self.name = name
         self.parameters = list(dict.fromkeys(p for p in parameters if p.requires_grad))
+        self.final = True
+        """Whether the next backward pass is the last one before a step."""
+        self._watchers: list[tuple[Callable[[int], None], Callable[[], None]]] = []
         self._check()
         self.offsets, self.length = [], 0
         for p in self.parameters:
@@ -91,6 +102,30 @@ class FlatGroup:
         self.grad.zero_()
         for p, view in zip(self.parameters, self._grad_views, strict=True):
             p.grad = view
+        for _, cleared in self._watchers:
+            cleared()
+
+    def watch(self, done: Callable[[int], None], cleared: Callable[[], None]) -> None:
+        """Tell when a parameter's gradient is complete (its index), and when all were zeroed.
+
+        Only the backward pass before a step counts: where gradients of several passes add up,
+        ``final`` is false until the last one.
+        """
+        self._watchers.append((done, cleared))
+        if len(self._watchers) == 1:
+            for index, p in enumerate(self.parameters):
+                hook = partial(self._completed, index)
+                p.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+    def _completed(self, index: int, p: Tensor) -> None:
+        if not self.final:
+            return
+        view = self._grad_views[index]
+        if p.grad is not view and p.grad is not None:
+            view.copy_(p.grad)
+            p.grad = view
+        for done, _ in self._watchers:
+            done(index)
 
     def collect_grad(self) -> None:
         """Copy in gradients that a foreign loop replaced: after it, each is a view again."""
@@ -102,6 +137,16 @@ class FlatGroup:
             elif p.grad.data_ptr() != view.data_ptr():
                 view.copy_(p.grad)
             p.grad = view
+
+    def drop_grad(self) -> None:
+        """Let the optimizer skip every parameter at its next step, without any state."""
+        for p in self.parameters:
+            p.grad = None
+
+    @cached_property
+    def descent(self) -> Descent:
+        """Return the group's optimizer as an operation of the boxes, made when a rule asks."""
+        return self.describe()
 
     def copy_weight(self, into: int) -> None:
         """Copy the weights to the memory at address ``into``."""

@@ -7,16 +7,20 @@ optimizer = dlplatform.distribute(optimizer, model, rule="easgd")
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlplatform.errors import PlatformError, UsageError
 from dlplatform.memorybox import wire
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.process import Boxes
+from dlplatform.rules.descent import Descent
 from dlplatform.rules.rule import Rule, find_rule
 from dlplatform.work import Work
 from dlplatform.world import World, share
@@ -28,6 +32,10 @@ if TYPE_CHECKING:
     from dlplatform.flat import FlatGroup
 
 
+SETTINGS, DOOR = "settings", "join.json"
+"""A notice of what a job trains, and a file in its folder about its boxes, for those who join."""
+
+
 @dataclass
 class Place:
     """Where a job's boxes are: all its processes hold the same one."""
@@ -37,13 +45,31 @@ class Place:
     name: str = "job"
     ca: str = ""
     replicas: int = 0
+    secret_file: str = ""
+    """Where the secret came from; empty: from whoever started the boxes."""
 
     @staticmethod
     def given(addresses: Sequence[str], secret_file: str, name: str, ca: str = "") -> Place:
         """Return the place of boxes that somebody else runs."""
         remote = any(not address.startswith("inproc:") for address in addresses)
         secret = wire.load_secret(secret_file).decode() if remote else ""
-        return Place(list(addresses), secret, name, ca)
+        passed_on = not secret_file and wire.SECRET in os.environ
+        file = "" if passed_on else os.path.abspath(secret_file or wire.default_secret_file())
+        return Place(list(addresses), secret, name, ca, secret_file=file)
+
+    def keep(self, path: Path) -> None:
+        """Write it to a file that only its owner can read, for those who join later."""
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(asdict(self) | ({"secret": ""} if self.secret_file else {}), file)
+
+    @staticmethod
+    def found(path: Path, secret_file: str = "") -> Place:
+        """Return the place that ``keep`` wrote; its secret may lie elsewhere here."""
+        place = Place(**json.loads(path.read_text()))
+        if file := secret_file or place.secret_file:
+            place.secret = wire.load_secret(file).decode()
+        return place
 
 
 @dataclass
@@ -61,13 +87,13 @@ class Job:
     @staticmethod
     def open(
         world: World, place: Place, *, boxes: Boxes | None = None, first: int = 0,
-        total: int = 1 << 62, timeout_s: float = 60.0,
+        total: int = 1 << 62, timeout_s: float = 60.0, lease_s: float = 0.0,
     ) -> Job:  # fmt: skip
         """Connect to the boxes, wait for all workers, and get ready to work on first..total-1."""
         secret = place.secret.encode()
         cluster = Cluster(place.addresses, place.name, secret, timeout_s, place.replicas, place.ca)
         cluster.join(world.rank, world.size)
-        return Job(world, cluster, Work(cluster, first, total), boxes)
+        return Job(world, cluster, Work(cluster, first, total, lease_s), boxes)
 
     @property
     def rank(self) -> int:
@@ -79,14 +105,21 @@ class Job:
         """Return how many workers the job has."""
         return self.world.size
 
-    def attach(self, optimizer: torch.optim.Optimizer, group: FlatGroup, rule: Rule) -> None:
-        """Put a group under a rule: exchange around every ``optimizer.step``."""
+    def attach(
+        self, optimizer: torch.optim.Optimizer, group: FlatGroup, rule: Rule,
+        seen: Job | None = None,
+    ) -> None:  # fmt: skip
+        """Put a group under a rule: exchange around every ``optimizer.step``.
+
+        The rule runs among the workers of the job it sees: this one, or a part of it.
+        """
         if group.name in self.groups:
             raise UsageError(
                 f"group {group.name} is distributed already - allowed: a new name - do: give "
                 "name=... to distribute"
             )
-        rule.start(self, group)
+        group.describe = partial(Descent.of, optimizer, group)
+        rule.start(seen or self, group)
         self.groups[group.name] = group, rule
 
         def before(*_: Any) -> None:
@@ -122,6 +155,8 @@ class Job:
 
     def close(self) -> None:
         """Leave the boxes; those started here end with their last worker."""
+        for _, rule in self.groups.values():
+            rule.close()
         self.cluster.close()
         if self.boxes is not None:
             self.boxes.stop()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dlplatform.flat import FlatGroup
+from dlplatform.pipeline.cut import Cut
 
 if TYPE_CHECKING:
     from dlplatform.rules.rule import Rule
@@ -22,14 +23,19 @@ class Judge:
         task: gives data and scores.
         models: networks before they become views of flat vectors.
         decay: of the moving average of weights to judge; 0 judges the weights themselves.
+        cut: which part of the networks this worker trains; none: all.
     """
 
-    def __init__(self, task: Task, models: Models, decay: float = 0.0) -> None:
+    def __init__(
+        self, task: Task, models: Models, decay: float = 0.0, cut: Cut | None = None
+    ) -> None:
         self.task, self.decay = task, decay
         self.models = copy.deepcopy(models)
+        self.cut = cut or Cut(task)
+        self.modules = self.cut.modules(self.models)
         self.groups = {
             name: FlatGroup(name, parameters)
-            for name, parameters in task.groups(self.models).items()
+            for name, parameters in self.cut.groups(self.models).items()
         }
         self.raw: dict[str, Tensor] = {}
         """The weights behind the averages, for checkpoints: ``group/raw/weight``."""

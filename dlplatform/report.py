@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlplatform.config import ClusterConfig, RunConfig
+from dlplatform.config import ClusterConfig, PipelineConfig, RunConfig
 from dlplatform.memorybox.memory import megabytes
 from dlplatform.memorybox.segment import split
+from dlplatform.memorybox.session import LEFT
 from dlplatform.progress import describe
 from dlplatform.rules.rule import find_rule
 
@@ -34,11 +35,17 @@ def banner(trainer: Trainer) -> str:
     rule = settings["rule"]
     where = " ".join(transport.uri for transport in job.cluster.transports)
     again = f" from {trainer.start}" if trainer.start else ""
+    stages, pipeline = trainer.cut.stages, trainer.pipeline
+    pipelines = (
+        f"{job.size // stages} pipeline(s) x {stages} stages, {pipeline.schedule}, "
+        f"{pipeline.microbatches} micro-batch(es)"
+    )
     lines = (
         f"{settings['task']['name']}: {parameters:,} parameters, {trainer.total} minibatches"
         f"{again}, seed {trainer.seed}",
         f"rule {rule['name']} {describe(rule)}".rstrip(),
         f"{job.size} worker(s), {len(job.cluster.transports)} box(es): {where}",
+        *([pipelines] if stages > 1 else []),
         f"{megabytes(4 * parameters)} per exchange, folder {trainer.folder}",
     )
     return "\n".join(lines)
@@ -73,6 +80,8 @@ def figures(job: Job, pace: Pace) -> dict[str, float]:
         "time/minibatches_per_s": (job.work.position - pace.position) / seconds,
         "sync/bytes": 4.0 * sum(group.length for group, _ in job.groups.values()),
     }
+    if len(job.cluster.ranks()) > job.size:
+        values["sync/workers"] = float(len(job.cluster.here()))
     job.seconds = 0.0
     values.update(traffic(job, pace.steps / seconds))
     for _, rule in job.groups.values():
@@ -99,6 +108,8 @@ def short(values: dict[str, float], history: list[dict[str, float]]) -> dict[str
         "mb/s": f"{values['time/minibatches_per_s']:.1f}",
         "exchange": f"{100 * share:.0f}%",
     }
+    if "sync/workers" in values:
+        shown["workers"] = f"{values['sync/workers']:.0f}"
     if "sync/staleness" in values:
         shown["stale"] = f"{values['sync/staleness']:.0f}"
     return shown
@@ -106,7 +117,8 @@ def short(values: dict[str, float], history: list[dict[str, float]]) -> dict[str
 
 def result(trainer: Trainer, scores: dict[str, float], seconds: float) -> dict[str, Any]:
     """Return what result.json holds."""
-    settings = trainer.settings
+    settings, cluster = trainer.settings, trainer.job.cluster
+    late = [rank for rank in cluster.ranks()[trainer.job.size :] if cluster.state(rank)]
     return {
         "task": settings["task"]["name"],
         "rule": settings["rule"]["name"],
@@ -120,7 +132,9 @@ def result(trainer: Trainer, scores: dict[str, float], seconds: float) -> dict[s
         "validation": trainer.chief.history,
         "baselines": trainer.task.baselines(),
         "seconds": round(seconds, 2),
-        "lost_workers": trainer.job.cluster.dead(),
+        "joined_workers": late,
+        "left_workers": [rank for rank in late if cluster.state(rank) == LEFT],
+        "lost_workers": cluster.dead(),
         "load": os.getloadavg()[0],
     }
 
@@ -129,11 +143,12 @@ def summary(trainer: Trainer, result: dict[str, Any], picture: Path) -> str:
     """Return the lines that close a run: score, baselines, time, picture, how to go on."""
     name = result["primary"]
     base = "  ".join(f"{key} {value:.4f}" for key, value in result["baselines"].items())
-    lost = result["lost_workers"]
+    joined, left, lost = (result[f"{how}_workers"] for how in ("joined", "left", "lost"))
     lines = [
         f"test {name} {result['score']:.4f}   (baselines: {base or 'none'})",
         f"time {result['seconds']:.1f} s, {result['minibatches']} minibatches, "
         f"{result['workers']} worker(s), rule {result['rule']}",
+        *([f"workers that joined: {joined}, and left again: {left}"] if joined else []),
         *([f"workers lost on the way: {lost}"] if lost else []),
         f"picture      {picture}",
         f"tensorboard  tensorboard --logdir {trainer.folder}",
@@ -154,6 +169,7 @@ def repeat(trainer: Trainer) -> str:
         f"task={s['task']['name']}",
         f"rule={s['rule']['name']}",
         f"workers={trainer.job.size}",
+        *([f"stages={trainer.cut.stages}"] if trainer.cut.stages > 1 else []),
         f"boxes={len(trainer.job.cluster.transports)}",
         f"seed={trainer.seed}",
         f"run.minibatches={trainer.total}",
@@ -161,6 +177,7 @@ def repeat(trainer: Trainer) -> str:
         *changed("task", s["task"], type(trainer.task)),
         *changed("cluster", s["cluster"], ClusterConfig),
         *changed("run", s["run"], RunConfig),
+        *changed("pipeline", s.get("pipeline", {}), PipelineConfig),
     ]
     return "dlp train " + " ".join(words)
 

@@ -43,19 +43,24 @@ class Statistics:
 
     def __init__(self, job: Job, models: Models) -> None:
         self.job, self.buffers = job, floating(models)
+        self.rank, self.same = job.cluster.rank, job.world.members
         self.length, self.steps = sum(b.numel() for b in self.buffers), 0
         self.regions: dict[int, SharedBuffer] = {}
         if not self.length:
             return
-        mine = self._region(job.rank)
+        if job.world.late:  # the networks of the others have seen data already
+            self.average(models)
+        name = f"statistics/{self.rank}"
+        info = job.cluster.create(name, self.length)
+        mine = self.regions[self.rank] = job.cluster.attach(info)
         self._flat = vector(mine.region, self.length)
         self._written = _views(self._flat, self.buffers)
         self.publish(now=True)
+        job.cluster.publish(f"buffer/{name}", info)  # now there is something to average
 
     def _region(self, rank: int) -> SharedBuffer:
         if rank not in self.regions:
-            name, first = f"statistics/{rank}", rank == self.job.rank
-            self.regions[rank] = self.job.cluster.buffer(name, self.length, first)
+            self.regions[rank] = self.job.cluster.buffer(f"statistics/{rank}", self.length, False)
         return self.regions[rank]
 
     def publish(self, now: bool = False) -> None:
@@ -63,17 +68,21 @@ class Statistics:
         if not self.length:
             return
         self.steps += 1
-        mine = self.regions[self.job.rank]
+        mine = self.regions[self.rank]
         if now or mine.mapped or self.steps % REMOTE_EVERY == 0:
             torch._foreach_copy_(self._written, self.buffers)
             mine.write()
 
     def average(self, models: Models) -> None:
-        """Put the mean over all workers that have not died into networks of the same shape."""
-        if not self.length:
+        """Put the mean over all workers that are here into networks of the same shape.
+
+        Of a part of a job, the mean over that part: those who train the same stage.
+        """
+        cluster = self.job.cluster
+        here = [r for r in cluster.here() if r in (self.same or cluster.ranks())]
+        living = [r for r in here if cluster.glance(f"buffer/statistics/{r}")]
+        if not self.length or not living:
             return
-        dead = self.job.cluster.dead()
-        living = [rank for rank in range(self.job.size) if rank not in dead]
         read = Memory(self.length)
         total, one = torch.zeros(self.length), vector(read.address, self.length)
         for rank in living:

@@ -29,6 +29,18 @@ _REGISTRY: dict[str, type[Task]] = {}
 
 
 @dataclass
+class Split:
+    """A task's network as stages that run one after another, each in a worker of its own."""
+
+    stages: list[nn.Module]
+    """Each takes the tensor that the one before returned; none changes it in place."""
+    inputs: Callable[[Batch], Tensor]
+    """Returns what the first stage takes."""
+    loss: Callable[[Tensor, Batch], Tensor]
+    """Returns the mean loss over the samples of a batch, from what the last stage returned."""
+
+
+@dataclass
 class Task(ABC):
     """One problem to train on; subclass as a dataclass, its fields are its configuration.
 
@@ -72,6 +84,17 @@ class Task(ABC):
     def groups(self, models: Models) -> dict[str, Iterable[nn.Parameter]]:
         """Return the parameters of each group; one group has one optimizer and one buffer."""
         return {"main": [p for net in models.values() for p in net.parameters()]}
+
+    def split(self, models: Models, count: int) -> Split:
+        """Cut the networks into ``count`` stages for a pipeline of workers (model parallelism).
+
+        Raises:
+            UsageError: when they cannot be cut so often; by default they cannot be cut.
+        """
+        raise UsageError(
+            f"stages={count} of a {type(self).__name__} task, which is not made to be cut - "
+            "allowed: stages=1 - do: write its split, see docs/model_parallel.md"
+        )
 
     def optimizer(self, group: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimizer of a group (default: Adam, 1e-3)."""

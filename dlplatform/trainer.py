@@ -8,7 +8,7 @@ import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +16,21 @@ from torch import Tensor, nn
 from dlplatform import checkpoint, report
 from dlplatform.checkpoint import Checkpoint, make_task
 from dlplatform.chief import Chief
-from dlplatform.config import ClusterConfig, RunConfig
+from dlplatform.config import ClusterConfig, PipelineConfig, RunConfig
 from dlplatform.errors import Diverged, Preempted, UsageError
 from dlplatform.flat import FlatGroup
-from dlplatform.job import Job, Place, start_boxes
+from dlplatform.job import DOOR, SETTINGS, Job, Place, start_boxes
 from dlplatform.judge import Judge
 from dlplatform.memorybox.counter import SLICE_MS
+from dlplatform.pipeline.cut import Cut
+from dlplatform.pipeline.stage import Stage
 from dlplatform.rules.rule import find_rule
 from dlplatform.seeds import derive
 from dlplatform.statistics import Statistics
 from dlplatform.task import Terms
 from dlplatform.world import World
+
+T = TypeVar("T")
 
 
 class Trainer:
@@ -47,20 +51,33 @@ class Trainer:
         torch.manual_seed(derive(self.seed, "init"))
         self.models = self.task.models()
         self.saved = self._saved()
-        self.judge = Judge(self.task, self.models, self.run.ema)
+        self.cut = Cut(self.task, world, int(settings.get("stages", 1)))
+        self.pipeline = PipelineConfig(**settings.get("pipeline", {}))
+        self.judge = Judge(self.task, self.models, self.run.ema, self.cut)
         self.total = self.run.minibatches or int(getattr(self.task, "minibatches", 1000))
         self.signalled = False
-        for name in (signal.SIGTERM, signal.SIGUSR1):
+        for name in (signal.SIGTERM, signal.SIGUSR1, *[signal.SIGINT] * world.late):
             signal.signal(name, self._on_signal)
         self.job = self._join()
+        self.part = self.cut.share(self.job)
         self.start = self.job.work.position
         self.chief = Chief(self)
         if self.job.cluster.is_chief():  # said before the optimizers, which take seconds to load
             self.chief.progress.say(report.banner(self))
         self._distribute()
-        self.statistics = Statistics(self.job, self.models)
+        self.statistics = Statistics(self.part, self.cut.modules(self.models))
+        self._open_door()
         self._prepare()
         self.chief.begin()
+
+    def _open_door(self) -> None:
+        """Tell those who want to join: what is trained on the board, where the boxes are here."""
+        if self.world.rank:
+            return
+        told = {"settings": self.settings, "workers": self.world.size, "total": self.total}
+        self.job.cluster.publish(SETTINGS, told)
+        if self.rule.elastic and not self.place.addresses[0].startswith("inproc:"):
+            self.place.keep(self.folder / DOOR)
 
     def _prepare(self) -> None:
         """Get ready to compute as the run asks for: compiled, in its precision."""
@@ -72,6 +89,7 @@ class Trainer:
         self.autocast = torch.autocast(
             "cpu", torch.bfloat16, enabled=self.run.precision == "bf16", cache_enabled=False
         )
+        self.stage = Stage(self) if self.cut.stages > 1 else None
 
     def _saved(self) -> Checkpoint | None:
         resume = str(self.settings["resume"])
@@ -102,30 +120,40 @@ class Trainer:
             count = int(self.settings["boxes"])
             place, boxes = start_boxes(self.world, count, transport, cluster.memory)
         place.replicas = cluster.replicas
-        return Job.open(
+        self.place = place
+        job = Job.open(
             self.world,
             place,
             boxes=boxes,
             first=self.saved.position if self.saved else 0,
             total=self.total,
             timeout_s=cluster.timeout_s,
+            lease_s=self.run.lease_s,
         )
+        job.work.leaving = lambda: self.world.late and self.signalled
+        return job
 
     def _distribute(self) -> None:
         rule = {key: value for key, value in self.settings["rule"].items() if key != "name"}
         self.optimizers = {}
         self.rates: dict[str, list[float]] = {}
-        for name, parameters in self.task.groups(self.models).items():
+        for name, parameters in self.cut.groups(self.models).items():
             group = FlatGroup(name, parameters)
             if self.saved and f"{name}/raw/weight" in self.saved.moments:
                 group.weight.copy_(self.saved.moments[f"{name}/raw/weight"])
-            optimizer = self.task.optimizer(name, group.parameters)
+            optimizer = self.task.optimizer(self.cut.origin(name), group.parameters)
             self.optimizers[name] = optimizer
             self.rates[name] = [float(g["lr"]) for g in optimizer.param_groups]
-            self.job.attach(optimizer, group, find_rule(self.settings["rule"]["name"])(**rule))
+            chosen = find_rule(self.settings["rule"]["name"])(**rule)
+            self.job.attach(optimizer, group, chosen, self.part)
         if self.saved:
-            checkpoint.put_moments(self.optimizers, self.saved.moments)
+            moments = self.cut.inward(self.models, self.saved.moments)
+            checkpoint.put_moments(self.optimizers, moments)
+            for _, chosen in self.job.groups.values():
+                chosen.restore()
         self.groups = self.job.groups
+        if self.world.late:  # should it become chief, it judges averages from now on
+            self.judge.average = {n: group.weight.clone() for n, (group, _) in self.groups.items()}
         self.rule = next(iter(self.groups.values()))[1]
 
     # -- the loop ------------------------------------------------------------------------
@@ -141,21 +169,35 @@ class Trainer:
             self._close()
 
     def _loop(self) -> None:
-        while (number := self._claim()) is not None:
-            loss = self.step(number)
+        for loss in self.stage.steps() if self.stage else self._steps():
+            self.job.work.let_go()  # an evaluation may take longer than a lease
             self.statistics.publish()
             self.chief.after(loss)
 
-    def _claim(self) -> int | None:
-        if self.signalled:
-            self.job.work.request_stop()
-        self.job.cluster.check()
-        return self.rule.claim(self.job)
+    def _steps(self) -> Iterator[float]:
+        while (number := self.claim()) is not None:
+            yield self.step(number)
+
+    def claim(self, ahead: int = 2) -> int | None:
+        """Return the next minibatch of this worker, None at the end."""
+        self.heed(ahead)
+        return self.rule.claim(self.part)
+
+    def heed(self, ahead: int = 2) -> None:
+        """Pass a request to stop on, so many rounds ahead; raise PeerLost for what is gone."""
+        if self.signalled and not self.world.late:
+            self.job.work.request_stop(ahead)
+        (self.stage or self.job.cluster).check()
+
+    def safe_position(self) -> int:
+        """Return the number to resume from: all below it have been trained."""
+        safe = self.job.work.safe_position()
+        return self.stage.safe(safe) if self.stage else safe
 
     def step(self, number: int) -> float:
         """Train one step: this minibatch, and with run.accumulate the next few claimed."""
         torch.manual_seed(derive(self.seed, "minibatch", number))
-        self._set_rates()
+        self.set_rates()
         for model in self.models.values():
             model.train()
         if self.run.accumulate > 1:
@@ -181,6 +223,7 @@ class Trainer:
     def _update(self, name: str, terms: Tensor | Terms) -> float:
         group, _ = self.groups[name]
         group.zero_grad()
+        group.final = not self.run.clip  # clipping needs the whole gradient first
         value = self._backward(terms, 1.0)
         self._apply(name)
         return value
@@ -189,12 +232,16 @@ class Trainer:
         loss = terms if isinstance(terms, Tensor) else torch.stack(list(terms.values())).sum()
         (loss * weight).backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
+        self.must_be_finite(value)
+        return value
+
+    def must_be_finite(self, value: float) -> None:
+        """Raise Diverged unless a loss is a finite number."""
         if not math.isfinite(value):
             raise Diverged(
                 f"loss is {value} at minibatch {self.job.work.position} - allowed: a finite loss "
                 "- do: lower the learning rate or set run.clip=1, then resume=auto"
             )
-        return value
 
     def _apply(self, name: str) -> None:
         group, _ = self.groups[name]
@@ -215,18 +262,26 @@ class Trainer:
             numbers.append(more)
         for group, _ in self.groups.values():
             group.zero_grad()
+            group.final = False
         value = 0.0
         for one in numbers:
             torch.manual_seed(derive(self.seed, "minibatch", one))
-            for _, terms in self._losses(one):
+            for (_, terms), last in with_last(self._losses(one)):
+                for group, _ in self.groups.values():
+                    group.final = last and one == numbers[-1] and not self.run.clip
                 value += self._backward(terms, 1.0 / len(numbers)) / len(numbers)
-        for name in self.groups:
-            self._apply(name)
-        self.task.after(self.models, numbers[-1])
-        self.judge.observe(self.groups)
+        self.apply(numbers[-1])
         return value
 
-    def _set_rates(self) -> None:
+    def apply(self, number: int) -> None:
+        """Step every group on the gradients it has; ``number`` is the last minibatch of them."""
+        for name in self.groups:
+            self._apply(name)
+        self.task.after(self.models, number)
+        self.judge.observe(self.groups)
+
+    def set_rates(self) -> None:
+        """Set every optimizer's learning rate for how far the job is."""
         factor = self.task.rate(min(1.0, self.job.work.position / self.total))
         for name, optimizer in self.optimizers.items():
             for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
@@ -237,12 +292,20 @@ class Trainer:
     def _end(self) -> float:
         """Leave once the result is written, by the chief or by whoever outlives it."""
         stopped, concluded = self.job.work.stopped, self.job.cluster.counter("concluded")
-        while not self.job.cluster.is_chief():
+        self.chief.over = True
+        if self.cut.hands_over:
+            self.job.wait_for_all()
+            self.chief.hand_over()
+        if self.job.work.left:
+            self._say_where(" left")
+            return math.nan
+        while concluded.value or not self.job.cluster.is_chief():
             self.job.cluster.check()
             if not concluded.reached(1, SLICE_MS):
                 continue
             if stopped:
                 raise Preempted("stopped on request - checkpoint by rank 0 - do: resume=auto")
+            self._say_where("'s job is done")
             return math.nan
         self.job.wait_for_all()
         if self.chief.behind():
@@ -256,12 +319,29 @@ class Trainer:
             )
         return score
 
+    def _say_where(self, what: str) -> None:
+        """Say in one line how it ended for a worker that joined."""
+        if self.world.late:
+            position = self.job.work.position
+            print(f"worker {self.world.rank}{what} at minibatch {position} of {self.total}")
+
     def _close(self) -> None:
+        if not self.world.late:
+            (self.folder / DOOR).unlink(missing_ok=True)
         self.chief.close()
         self.job.close()
 
     def _on_signal(self, *_: object) -> None:
         self.signalled = True
+
+
+def with_last(items: Iterator[T]) -> Iterator[tuple[T, bool]]:
+    """Yield each item, and whether it is the last one."""
+    item = next(items, None)
+    while item is not None:
+        following = next(items, None)
+        yield item, following is None
+        item = following
 
 
 def _threads(run: RunConfig, world: World) -> None:

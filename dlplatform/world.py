@@ -26,6 +26,8 @@ LAUNCHERS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
 }
 MPI_LAUNCHERS = ("Open MPI", "MPICH")
+LATE = "DLP_LATE"
+"""Set for workers that join a running job: their ranks lie beyond its size."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class World:
     launcher: str = ""
     members: tuple[int, ...] = ()
     """Ranks in the job of a part of it, in order; empty: the world is the whole job."""
+
+    @property
+    def late(self) -> bool:
+        """Tell whether this worker has joined a running job, with a rank beyond its size."""
+        return self.rank >= self.size
 
     @property
     def ranks(self) -> Sequence[int]:
@@ -77,7 +84,7 @@ class World:
         for launcher, names in LAUNCHERS.items():
             if names[0] in env and names[1] in env:
                 rank, size = _number(env, names[0]), _number(env, names[1])
-                if rank >= size:
+                if rank >= size and LATE not in env:
                     raise UsageError(
                         f"{names[0]}={rank} of {names[1]}={size} - allowed: 0 to {size - 1} - do: "
                         f"let {launcher} set both, or unset them"

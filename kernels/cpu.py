@@ -37,16 +37,19 @@ OPERATIONS = {
     for code, name in enumerate(
         (
             *("scal", "axpy", "axpby", "elastic", "difference", "merge", "fetch", "copy", "clip"),
-            *("sgd", "outer", "adam", "delay", "settle", "gather", "adapt"),
+            *("sgd", "outer", "adam", "delay", "settle", "gather", "adapt", "fold"),
         )
     )
 }
 OPERATION_NAMES = {code: name for name, code in OPERATIONS.items()}
 FORMATS = {name: code for code, name in enumerate(("fp32", "fp16", "bf16", "int8", "topk"))}
 FORMAT_NAMES = {code: name for name, code in FORMATS.items()}
-STATES = {"sgd": 1, "outer": 1, "adam": 2, "delay": 1, "settle": 1, "gather": 1, "adapt": 2}
+STATES = {
+    **dict.fromkeys(("sgd", "outer", "delay", "settle", "gather"), 1),
+    **dict.fromkeys(("adam", "adapt", "fold"), 2),
+}
 """Operations with state in the box, and how many vectors of it."""
-ALONE = ("scal", "settle")
+ALONE = ("scal", "settle", "fold")
 """Operations without x."""
 
 

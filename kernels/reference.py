@@ -149,12 +149,29 @@ def adapt(y: Vector, s: Vector, t: Vector, x: Vector, z: Vector, k: Scalars) -> 
     return new, new, t, new, z
 
 
+def fold(y: Vector, s: Vector, t: Vector, x: Vector, z: Vector, k: Scalars) -> State:
+    """Take an outer step with what was gathered in t; k: scale, rate, momentum, now, mark.
+
+    g = scale t; s = momentum s + g; y = y - rate (now g + momentum s). Then t = 0, or -0 as a mark:
+    elements marked so have taken their step and stay as they are. With now = 1 this is DiLoCo's
+    outer Nesterov step, with now = 0 the delayed one (arXiv:2401.09135).
+    """
+    scale, rate, momentum, now = (np.float32(value) for value in k[:4])
+    taken = (t == 0) & np.signbit(t)
+    g = scale * t
+    mean = momentum * s + g
+    moved = y - rate * (now * g + momentum * mean)
+    empty = np.full_like(t, -0.0 if k[4] else 0.0)
+    return np.where(taken, y, moved), np.where(taken, s, mean), empty, x, z
+
+
 PLAIN: dict[str, Callable[[Vector, Vector, Vector, float, float], Triple]] = {
     function.__name__: function
     for function in (scal, axpy, axpby, elastic, difference, merge, fetch, copy, clip)
 }
 STATEFUL: dict[str, Callable[[Vector, Vector, Vector, Vector, Vector, Scalars], State]] = {
-    function.__name__: function for function in (sgd, outer, adam, delay, settle, gather, adapt)
+    function.__name__: function
+    for function in (sgd, outer, adam, delay, settle, gather, adapt, fold)
 }
 
 

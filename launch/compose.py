@@ -16,7 +16,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -94,6 +94,15 @@ def _values(swept: Override) -> tuple[str, ...]:
     key = swept.get_key_element()
     if not swept.is_discrete_sweep():  # an interval: only its sweeper knows which values it tries
         return ()
+    given: Any = swept.value()
+    if isinstance(given, Glob):
+        known = {"rule": list(rules()), "task": list(tasks())}.get(key) or _shipped(key)
+        if not (values := given.filter(sorted(known))):
+            raise UsageError(
+                f"{key}=glob({','.join(given.include)}) matches nothing - allowed: "
+                f"{', '.join(known) or 'a group of configurations'} - do: {key}=glob(*)"
+            )
+        return tuple(f"{key}={value}" for value in values)
     return tuple(f"{key}={value}" for value in swept.sweep_string_iterator())
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dlplatform.config import ClusterConfig, Config, RunConfig, describe
+from dlplatform.config import ClusterConfig, Config, PipelineConfig, RunConfig, describe
 from dlplatform.rules.rule import rules
 from dlplatform.task import tasks
 
@@ -22,6 +22,7 @@ Rows = Iterable[tuple[str, str]]
 VERBS = {
     "Train": (
         ("train", "train a task on memory boxes; sweeps with -m"),
+        ("join", "more workers for a running job: FOLDER, or ADDRESS[,ADDRESS...]"),
         ("eval", "score a run's checkpoint: run=FOLDER split=test"),
         ("predict", "answer for files: run=FOLDER FILE..."),
     ),
@@ -44,6 +45,7 @@ EXAMPLES = (
     ("dlp train task=zoo/digits run.dir=outputs/a resume=auto", "go on where it stopped"),
     ("dlp train task=zoo/digits cluster.boxes=[tcp://10.0.0.1:7000]", "on boxes of dlp box"),
 )
+PARTS = ("task", "rule", "cluster", "run", "pipeline")
 OPTIONS = (
     ("-m, --multirun", "sweep: every combination of a=1,2 b=x,y is a job of its own"),
     ("--cfg job", "print the composed configuration and stop (--resolve, -p PACKAGE)"),
@@ -73,6 +75,19 @@ PAGES = {
             ("FILE", "what the task takes: images for zoo/digits"),
             ("which", "best or latest checkpoint"),
             ("--json", "print JSON instead of a table"),
+        ),
+    ),
+    "join": (
+        "dlp join FOLDER | ADDRESS[,ADDRESS...] [--workers N] [--secret-file FILE] [--job NAME]",
+        (
+            ("FOLDER", "run.dir of a running job, on this host or a shared file system"),
+            ("ADDRESS", "the job's boxes in their order: shm://NAME, tcp://HOST:PORT, tls://..."),
+            ("--workers N", "processes to start here (default: 1)"),
+            ("--secret-file FILE", "the secret of the boxes (default: ~/.dlplatform/secret)"),
+            ("--ca FILE", "PEM file that vouches for tls:// (default: DLP_CA, or the system)"),
+            ("--job NAME", "the job's name, where the boxes serve several"),
+            ("--dir FOLDER", "folder for the logs, rank-N.log (default: that of the run)"),
+            ("", "Ctrl-C or SIGTERM: leave; the job goes on. asgd and easgd can be joined."),
         ),
     ),
     "tasks": ("dlp tasks", (("", "one line for every task that is installed"),)),
@@ -122,9 +137,10 @@ def _train(console: Console, chosen: dict[str, str]) -> None:
     console.print("[bold]usage:[/] dlp train task=NAME \\[setting=value ...] \\[options]")
     console.print("Trains a task; every setting below can be given as key=value.")
     _examples(console)
-    _section(console, "The job", _settings(Config, "", skip=("task", "rule", "cluster", "run")))
+    _section(console, "The job", _settings(Config, "", skip=PARTS))
     _section(console, "run.*", _settings(RunConfig, "run."))
     _section(console, "cluster.*", _settings(ClusterConfig, "cluster."))
+    _section(console, "pipeline.*", _settings(PipelineConfig, "pipeline."))
     for group, known in (("rule", rules()), ("task", tasks())):
         _section(console, f"{group}=NAME", _docs(known))
         cls = known.get(chosen.get(group, ""))

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from dlplatform.cli import REPORT
 from dlplatform.errors import PlatformError, Preempted
+from dlplatform.job import DOOR
 
 # How a worker that a launcher started ends with an error (see dlplatform.cli.guard).
 MARK = re.compile(r"dlp: rank (\d+) exit (\d+): (.*)")
@@ -41,8 +42,14 @@ def write_config(config: dict[str, Any]) -> Path:
     """Write the configuration that the workers read; a result of an earlier run goes."""
     path = folder(config) / CONFIG
     path.with_name(RESULT).unlink(missing_ok=True)
+    close_door(config)
     path.write_text(json.dumps(config, indent=1) + "\n")
     return path
+
+
+def close_door(config: dict[str, Any]) -> None:
+    """Remove what a job that was killed has left for those who wanted to join it."""
+    (folder(config) / DOOR).unlink(missing_ok=True)
 
 
 def result(config: dict[str, Any]) -> float:

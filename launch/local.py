@@ -88,6 +88,7 @@ def run(config: dict[str, Any]) -> float:
             raise
         finally:
             job.stop([w.process for w in workers], signal.SIGTERM)
+            job.close_door(config)
     _speak_for_rank_0(workers)
     return job.result(config)
 
@@ -151,13 +152,14 @@ def _start_worker(config: dict[str, Any], path: Path, rank: int) -> Worker:
         )
         assert process.stderr is not None
         return Worker(rank, process, log, job.Lines(process.stderr))
+    return Worker(rank, logged(path, env, log), log)
+
+
+def logged(path: Path, env: dict[str, str], log: Path) -> subprocess.Popen[Any]:
+    """Start a worker whose words go to a file."""
     with log.open("w") as out:
-        return Worker(
-            rank,
-            subprocess.Popen(
-                _command(path), env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out
-            ),
-            log,
+        return subprocess.Popen(
+            _command(path), env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out
         )
 
 

@@ -132,6 +132,7 @@ def run(config: dict[str, Any]) -> float:
             _watch(process, lines)
         finally:
             job.stop([process], signal.SIGINT, 4.0)
+            job.close_door(config)
     lines.join()
     if process.returncode or lines.errors:
         raise _failure(process.returncode, lines)

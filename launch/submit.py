@@ -330,6 +330,8 @@ class Sweeping:
         print(
             f"dlp: job {number + 1} of {self.total}: {' '.join(hydra.overrides.task)}", flush=True
         )
+        if composed.rule.name == "alone":  # the baseline of a sweep over rules
+            composed.workers = 1
         try:
             return _one(composed, self.run, None)
         except PlatformError as error:

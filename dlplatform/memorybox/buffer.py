@@ -233,18 +233,22 @@ class SharedBuffer(Operations):
             )
         return other
 
-    def sum(self, sources: Sequence[SharedBuffer], scale: float = 1.0) -> None:
-        """Write scale * (sum of the sources in order): bitwise repeatable."""
+    def sum(
+        self, sources: Sequence[SharedBuffer], scale: float = 1.0, start: int = 0,
+        count: int | None = None,
+    ) -> None:  # fmt: skip
+        """Write scale * (sum of the sources in order) over a span: bitwise repeatable."""
         keys = [self._same_cut(source).key for source in sources]
+        start, count = self._span(start, count)
         if self.mapped:
-            addresses = cpu.pointers([source.region for source in sources])
-            cpu.sum_into(self.region, addresses, len(keys), self.length, scale)
+            addresses = cpu.pointers([source.region + 4 * start for source in sources])
+            cpu.sum_into(self.region + 4 * start, addresses, len(keys), count, scale)
             return
 
         def run(t: Transport, s: int, n: int, _: int) -> None:
             t.call("total", key=self.key, sources=keys, start=s, count=n, scale=scale)
 
-        self._each(*self._span(0, None), run)
+        self._each(start, count, run)
 
     def matrix(
         self, a: float, left: SharedBuffer, right: SharedBuffer, shape: tuple[int, int, int],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -76,7 +75,7 @@ class Cluster:
             raise
         self.clock: Clock = getattr(self.transports[0], "clock", CLOCK)
         self.mapped = all(MAPPED in transport.can for transport in self.transports)
-        self._pool = ThreadPoolExecutor(len(boxes)) if len(boxes) > 1 and not self.mapped else None
+        self._pool = self.clock.pool(len(boxes)) if len(boxes) > 1 and not self.mapped else None
         self.plain = not all({ACCUMULATE, MAPPED} & t.can for t in self.transports)
         self._own, self._threads = threading.local(), itertools.count()
         self._counters: dict[str, Counter] = {}
@@ -258,15 +257,18 @@ class Cluster:
         """Pin a small value (msgpack types) to the job's notice board."""
         self.transports[0].call("publish", name=name, value=value)
 
+    def glance(self, name: str) -> Any:
+        """Return a value from the notice board, or None if it is not there yet."""
+        return self.transports[0].call("lookup", name=name)["value"]
+
     def lookup(self, name: str) -> Any:
         """Wait for a value on the notice board."""
         end = self.clock.now() + self.timeout_s
         notices = self.counter("notices")
         while True:
             # Read first: whoever has died meanwhile may have published before.
-            seen, dead = notices.value, self.dead()
-            value = self.transports[0].call("lookup", name=name)["value"]
-            if value is not None:
+            seen, dead = notices.value, [rank for rank in self.dead() if rank < self.size]
+            if (value := self.glance(name)) is not None:
                 return value
             if dead:
                 self.check_peers(dead)
@@ -281,10 +283,16 @@ class Cluster:
     # -- members -------------------------------------------------------------------------
 
     def join(self, rank: int, size: int) -> None:
-        """Become a member and wait until all ``size`` have come."""
+        """Become a member and wait until all ``size`` have come.
+
+        A rank beyond the size is one of ``enrol``: it comes to a running job and does not wait.
+        """
         self.rank, self.size = rank, size
         for transport in self.transports:
             transport.lease("join", rank=rank)
+        self.counter("ranks").swap(0, size)
+        if rank >= size:
+            return
         try:
             self.counter("members").wait(size, self.timeout_s, self.check)
         except PeerLost:
@@ -295,6 +303,22 @@ class Cluster:
                 "see the logs of the missing ranks, or raise cluster.timeout_s"
             ) from None
 
+    def enrol(self, count: int) -> int:
+        """Take ``count`` new ranks in a row for workers that join a running job; return the first.
+
+        ``size`` stays the number of those who began the job.
+        """
+        self.counter("ranks").wait(1, self.timeout_s)
+        return self.counter("ranks").add(count)
+
+    def ranks(self) -> range:
+        """Return every rank that the job has given out so far, also to those who are gone."""
+        return range(max(self.size, self.counter("ranks").value))
+
+    def here(self) -> list[int]:
+        """Return the ranks of those who have come and neither left nor died."""
+        return [rank for rank in self.ranks() if self.state(rank) in (JOINED, FINISHED)]
+
     def state(self, rank: int) -> int:
         """Return what a member does: JOINED, FINISHED, LEFT, DIED (0: never came)."""
         return self.counter(f"member/{rank}").value
@@ -303,7 +327,7 @@ class Cluster:
         """Return the ranks that have left or died."""
         if not self.counter("departures").value:
             return []
-        return [rank for rank in range(self.size) if self.state(rank) in states]
+        return [rank for rank in self.ranks() if self.state(rank) in states]
 
     def dead(self) -> list[int]:
         """Return the ranks whose process died."""
@@ -311,8 +335,9 @@ class Cluster:
 
     def is_chief(self) -> bool:
         """Tell whether this worker reports for all: the lowest rank still here."""
-        gone = self.gone() if self.rank > 0 else []
-        return all(rank in gone for rank in range(self.rank))
+        if self.rank > 0 and not self.counter("departures").value:
+            return False
+        return not any(self.state(rank) in (JOINED, FINISHED) for rank in range(self.rank))
 
     def finished(self) -> None:
         """Tell the others that this worker has pushed its last update."""
@@ -320,7 +345,7 @@ class Cluster:
 
     def everyone_finished(self) -> bool:
         """Tell whether nobody trains any more."""
-        return all(self.state(rank) != JOINED for rank in range(self.size))
+        return all(self.state(rank) != JOINED for rank in self.ranks())
 
     def check(self) -> None:
         """Raise PeerLost when a box is gone."""
@@ -329,11 +354,15 @@ class Cluster:
                 raise PeerLost(transport.lost)
 
     def check_peers(self, needed: Sequence[int] | None = None) -> None:
-        """Raise PeerLost when a box is gone, or a worker that the caller waits for."""
+        """Raise PeerLost when a box is gone, or a worker that the caller waits for.
+
+        Without ``needed`` these are all who began the job: nobody waits for one who joined later.
+        """
         self.check()
         if not (gone := self.gone()):
             return
-        missing = [rank for rank in gone if needed is None or rank in needed]
+        awaited = range(self.size) if needed is None else needed
+        missing = [rank for rank in gone if rank in awaited]
         if missing:
             # Those who left because of the dead are not the reason.
             died = [rank for rank in missing if self.state(rank) == DIED]

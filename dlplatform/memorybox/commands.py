@@ -16,7 +16,7 @@ from dlplatform.memorybox import notes as notes
 from dlplatform.memorybox.box import command
 from dlplatform.memorybox.cut import Cut
 from dlplatform.memorybox.namespace import EVERYONE, Entry, where
-from dlplatform.memorybox.session import JOINED, Fields, Session
+from dlplatform.memorybox.session import COMPANY, JOINED, Fields, Session
 from kernels import cpu
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def join(box: MemoryBox, session: Session, rank: int) -> None:
         session.rank = small(rank)
     cpu.counter_set(space.counter(session.member), JOINED)
     cpu.counter_add(space.counter("members"), 1)
+    cpu.counter_add(space.counter(COMPANY), 1)
     box.tell("worker joined", job=space.name, rank=session.rank)
 
 
@@ -189,10 +190,11 @@ def refuse_where_plain(box: MemoryBox, op: str) -> None:
 
 
 def counted(op: str, k: Sequence[float], y: Entry) -> tuple[float, ...]:
-    """Add the number of the step to the scalars of an optimizer that counts."""
+    """Add the number of the step to the scalars of an optimizer that counts, if none is given."""
     scalars = tuple(float(value) for value in k)
-    if op != "adam":
+    if op != "adam" or any(scalars[6:]):
         return scalars
+    scalars = scalars[:6]
     return (*scalars, *[0.0] * (6 - len(scalars)), float(cpu.step(y.mapping.header)))
 
 

@@ -58,8 +58,9 @@ class Counter(ABC):
         Raises:
             PeerLost: when the timeout has passed.
         """
-        end = self.clock.now() + timeout_s
-        while not self.reached(at_least, SLICE_MS):
+        since = self.clock.now()
+        end = since + timeout_s
+        while not self.stay(at_least, since, end):
             try:
                 self.guard()
                 check()
@@ -72,6 +73,10 @@ class Counter(ABC):
                     f"{self.name} is {self.value}, waited {timeout_s:g} s for {at_least} - "
                     "allowed: cluster.timeout_s - do: look for a stuck worker, or raise it"
                 )
+
+    def stay(self, at_least: int, since: float, end: float) -> bool:
+        """Wait for a slice of a long wait, from ``since`` to at most ``end``."""
+        return self.reached(at_least, SLICE_MS)
 
 
 class MappedCounter(Counter):

@@ -7,7 +7,7 @@ event up names the processes and how many reports make it happen; the box counts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dlplatform.errors import UsageError
@@ -45,14 +45,18 @@ class Event:
         self.cluster.lookup(f"event/{self.name}")  # wait until it is set up
         self.cluster.transports[0].call("announce", event=self.name)
 
-    def wait(self, timeout_s: float | None = None) -> int:
+    def wait(
+        self, timeout_s: float | None = None, check: Callable[[], None] | None = None
+    ) -> int:
         """Wait until this process is told once more; return how often it was told so far.
+
+        ``check`` runs meanwhile and may raise what it sees.
 
         Raises:
             PeerLost: when nobody told it in time, or a box or a worker is gone.
         """
         counter = self.cluster.counter(f"event/{self.name}/{self.cluster.rank}")
         patience = self.cluster.timeout_s if timeout_s is None else timeout_s
-        counter.wait(self.seen + 1, patience, self.cluster.check)
+        counter.wait(self.seen + 1, patience, check or self.cluster.check)
         self.seen += 1
         return self.seen

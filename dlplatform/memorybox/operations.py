@@ -113,6 +113,17 @@ class Operations:
         """Accumulate and keep the sum for later, in one pass: y = y + a x; s = s + b x."""
         self.apply("gather", x, k=(a, b), states=[gathered])
 
+    def fold(
+        self, scale: float, gathered: SharedBuffer, rate: float, momentum: SharedBuffer,
+        mu: float = 0.0, now: float = 1.0, mark: bool = False,
+    ) -> None:  # fmt: skip
+        """Take an outer step with what was gathered, and begin to gather anew.
+
+        g = scale t; m = mu m + g; y = y - rate (now g + mu m); t = 0, or a mark that this element
+        has taken its step: a fold that is repeated leaves those alone.
+        """
+        self.apply("fold", k=(scale, rate, mu, now, float(mark)), states=[momentum, gathered])
+
     def delayed(self, x: int, rate: float, compensation: float, backup: SharedBuffer) -> None:
         """Step with a delayed gradient, and bring the new weights into x (arXiv:1609.08326).
 

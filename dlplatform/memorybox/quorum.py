@@ -31,11 +31,13 @@ class Quorum:
         needed: contributions that make a round complete.
         everyone: contributions after which nobody is waited for.
         grace_s: how long to wait for more than needed, once the quorum is there.
+        span: (start, count) of the part of the buffers that is merged; every part is a quorum of
+            its own.
     """
 
     def __init__(
         self, target: SharedBuffer, accumulators: tuple[SharedBuffer, SharedBuffer], needed: int,
-        everyone: int, grace_s: float = 0.0,
+        everyone: int, grace_s: float = 0.0, span: tuple[int, int | None] = (0, None),
     ) -> None:  # fmt: skip
         if not 1 <= needed <= everyone:
             raise UsageError(
@@ -48,12 +50,12 @@ class Quorum:
             )
         self.target, self.accumulators = target, accumulators
         self.needed, self.everyone, self.grace_s = needed, everyone, grace_s
-        self.cluster = target.cluster
+        self.cluster, self.span = target.cluster, span
         self.merged = self._counter("merged")
         self._closed = self._counter("closed")
 
     def _counter(self, name: str) -> Counter:
-        return self.cluster.counter(f"quorum/{self.target.name}/{name}")
+        return self.cluster.counter(f"quorum/{self.target.name}/{self.span[0]}/{name}")
 
     def contribute(self, x: int | Payload, weight: float = 1.0) -> int:
         """Add weight * x to the open round; return that round's number, from 0."""
@@ -67,7 +69,8 @@ class Quorum:
         turn = number % 2
         # The accumulator of two rounds ago must have been folded before it gathers again.
         self.merged.wait(number - 1, self.cluster.timeout_s, self._take_over)
-        self.accumulators[turn].axpy(weight, x)
+        start, count = self.span
+        self.accumulators[turn].apply("axpy", x, a=weight, start=start, count=count)
         self._counter(f"weight/{turn}").add(round(weight * UNIT))
         self._counter(f"arrived/{turn}").add(1)
         mine.set(0)
@@ -79,23 +82,37 @@ class Quorum:
         Raises:
             PeerLost: when too few contributed in time, or a box is gone.
         """
-        end = self.cluster.clock.now() + (
-            self.cluster.timeout_s if timeout_s is None else timeout_s
-        )
-        arrived, since = self._counter(f"arrived/{number % 2}"), 0.0
-        while not self.merged.reached(number + 1, SLICE_MS):
+        clock, timeout_s = self.cluster.clock, timeout_s or self.cluster.timeout_s
+        end, arrived, since = clock.now() + timeout_s, self._counter(f"arrived/{number % 2}"), -1.0
+        while True:
             count = arrived.value if self._closed.value == number else 0
-            since = since or (self.cluster.clock.now() if count >= self.needed else 0.0)
-            waited = bool(since) and self.cluster.clock.now() - since >= self.grace_s
-            if count >= self.everyone or (count >= self.needed and waited):
+            since = clock.now() if since < 0 and count >= self.needed else since
+            if count and self.complete(number, count, clock.now() - since if since >= 0 else -1.0):
                 self._close(number)
+            if self.merged.reached(number + 1, SLICE_MS):
+                return
             self._take_over()
             self.cluster.check()
-            if self.cluster.clock.now() > end:
+            if clock.now() > end:
                 raise PeerLost(
                     f"round {number} of {self.target.name}: {count} of {self.needed} needed "
                     "contributions came - allowed: cluster.timeout_s - do: see the other workers"
                 )
+
+    def complete(self, number: int, count: int, waited_s: float) -> bool:
+        """Tell whether an open round may be merged.
+
+        Args:
+            number: of the round.
+            count: contributions so far.
+            waited_s: since there were as many as needed; negative: there are not.
+        """
+        return count >= self.everyone or 0 <= self.grace_s <= waited_s
+
+    def fold(self, number: int, scale: float, gathered: SharedBuffer) -> None:
+        """Move the target by scale times what a round gathered, and zero that; may run again."""
+        start, count = self.span
+        self.target.apply("settle", k=(scale,), states=[gathered], start=start, count=count)
 
     def _close(self, number: int) -> None:
         """Close a round and merge it, unless somebody does so already."""
@@ -122,7 +139,7 @@ class Quorum:
 
     def _merge(self, number: int) -> None:
         """Wait for those who are still adding, then fold the mean into the target."""
-        busy = [self._counter(f"busy/{rank}") for rank in range(self.cluster.size)]
+        busy = [self._counter(f"busy/{rank}") for rank in self.cluster.ranks()]
         for rank, counter in enumerate(busy):
             while counter.value == number + 1 and rank not in self.cluster.dead():
                 self.cluster.clock.sleep(0.001)
@@ -130,7 +147,7 @@ class Quorum:
         turn = number % 2
         weight = self._counter(f"weight/{turn}")
         if weight.value:
-            self.target.settle(UNIT / weight.value, self.accumulators[turn])
+            self.fold(number, UNIT / weight.value, self.accumulators[turn])
         weight.set(0)
         self._counter(f"arrived/{turn}").set(0)
         self.merged.set(number + 1)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from dlplatform.memorybox.updates import Arrival
 
 JOINED, FINISHED, LEFT, DIED = 1, 2, 3, 4
+COMPANY = "company"
+"""A counter that grows whenever somebody comes or goes."""
 Fields = dict[str, Any]
 
 
@@ -96,6 +98,7 @@ class Session:
             with suppress(BoxError):  # no slot left to say so
                 cpu.counter_set(space.counter(self.member), LEFT if self.polite else DIED)
                 cpu.counter_add(space.counter("departures"), 1)
+                cpu.counter_add(space.counter(COMPANY), 1)
         for link in list(self.links):
             with suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 
@@ -26,6 +27,23 @@ class Flow(Protocol):
 
     def notify_all(self) -> None:
         """Have those who wait look again."""
+
+
+class Pool(Protocol):
+    """What runs calls beside the caller, as ``concurrent.futures.Executor`` does."""
+
+    def submit(self, call: Callable[[], Any], /) -> Result:
+        """Start a call."""
+
+    def shutdown(self, wait: bool = True) -> None:
+        """Take no more calls."""
+
+
+class Result(Protocol):
+    """A call under way."""
+
+    def result(self) -> Any:
+        """Wait for its end; return what it returned, or raise what it raised."""
 
 
 class Clock:
@@ -48,6 +66,10 @@ class Clock:
         thread = threading.Thread(target=run, name=name, daemon=True)
         thread.start()
         return thread.join
+
+    def pool(self, size: int) -> Pool:
+        """Return what runs up to ``size`` calls beside the caller."""
+        return ThreadPoolExecutor(size)
 
 
 CLOCK = Clock()

@@ -1,5 +1,33 @@
 """Rules of training together, one file each; importing this package registers them."""
 
-from dlplatform.rules import alone, asgd, easgd, hybrid, ssgd
+from dlplatform.rules import (
+    adiloco,
+    alone,
+    asgd,
+    dcasgd,
+    diloco,
+    eamsgd,
+    easgd,
+    halos,
+    hybrid,
+    localsgd,
+    quorum,
+    ssgd,
+    ssp,
+)
 
-__all__ = ["alone", "asgd", "easgd", "hybrid", "ssgd"]
+__all__ = [
+    "adiloco",
+    "alone",
+    "asgd",
+    "dcasgd",
+    "diloco",
+    "eamsgd",
+    "easgd",
+    "halos",
+    "hybrid",
+    "localsgd",
+    "quorum",
+    "ssgd",
+    "ssp",
+]

@@ -36,6 +36,7 @@ class ASGD(Rule):
     """Push every worker's own steps to the shared weights, waiting for nobody."""
 
     survives: ClassVar[bool] = True
+    elastic: ClassVar[bool] = True
 
     interval: int = 1
     """Steps between exchanges."""
@@ -80,7 +81,8 @@ class Staleness:
         self.updated = buffer.updated
         self.mine, self.last = self.updated.value, 0
 
-    def count(self) -> None:
-        """Announce one update of this worker."""
+    def count(self) -> int:
+        """Announce one update of this worker; return how many there were before."""
         before = self.updated.add(1)
         self.last, self.mine = before - self.mine, before + 1
+        return before

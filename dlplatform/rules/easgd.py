@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dlplatform.errors import UsageError
 from dlplatform.memorybox.memory import Memory
+from dlplatform.memorybox.session import COMPANY
 from dlplatform.memorybox.timing import CLOCK, Clock
 from dlplatform.rules.asgd import Staleness, check_interval
 from dlplatform.rules.rule import Rule, rule
@@ -34,7 +35,7 @@ class UpdateThread:
         self.exchange, self.clock = exchange, clock
         self.flow = clock.flow()
         self.busy = self.ended = False
-        self.seconds = 0.0
+        self.seconds = self.waited = 0.0
         self.error: BaseException | None = None
         self.joined = clock.start("update", self._run)
 
@@ -62,10 +63,19 @@ class UpdateThread:
 
     def join(self) -> None:
         """Wait for the exchange under way; raise what went wrong in it."""
+        begin = self.clock.now()
         with self.flow:
             self.flow.wait_for(lambda: not self.busy)
+        self.waited += self.clock.now() - begin
         if self.error is not None:
             raise self.error
+
+    def hidden(self) -> float:
+        """Return which share of the exchanges since the last call nobody had to wait for."""
+        with self.flow:
+            share = 1.0 - self.waited / self.seconds if self.seconds else 0.0
+            self.seconds = self.waited = 0.0
+        return max(0.0, share)
 
     def end(self) -> None:
         """Let the thread return."""
@@ -81,6 +91,7 @@ class EASGD(Rule):
     """Average every worker's weights elastically with a centre, behind the computation."""
 
     survives: ClassVar[bool] = True
+    elastic: ClassVar[bool] = True
 
     interval: int = 1
     """Steps between exchanges (tau)."""
@@ -93,7 +104,10 @@ class EASGD(Rule):
         """Share rank 0's weights as the centre and start the update thread."""
         check_interval("easgd", self.interval)
         self.group, self.steps = group, 0
+        self.at = group.weight_address
         self.moving_rate = moving_rate(self.rate, job.world.size)
+        self.cluster, self.members = job.cluster, job.world.members
+        self.company, self.known = job.cluster.counter(COMPANY), -1
         self.centre = shared_weights(job, group)
         self.staleness = Staleness(self.centre)
         self.pending = False
@@ -101,9 +115,16 @@ class EASGD(Rule):
         self.update = UpdateThread(self._exchange, job.cluster.clock) if self.overlap else None
 
     def _exchange(self) -> None:
-        x, d = self.group.weight_address, self.difference.address
-        self.centre.difference(self.moving_rate, x, d)
+        self.centre.difference(self._rate(), self.at, self.difference.address)
         self.staleness.count()
+
+    def _rate(self) -> float:
+        """Return the moving rate for as many as are here now, unless one is given."""
+        if self.rate is None and (now := self.company.value) != self.known:
+            self.known = now
+            here = [r for r in self.cluster.here() if not self.members or r in self.members]
+            self.moving_rate = moving_rate(None, max(1, len(here)))
+        return self.moving_rate
 
     def gradients(self) -> None:
         """Wait for the exchange under way: the weights are about to change."""
@@ -113,7 +134,7 @@ class EASGD(Rule):
     def weights(self) -> None:
         """Take the last D off the weights and send them to the update thread."""
         if self.pending:
-            take(self.group, self.difference.address)
+            take(self.group, self.difference.address, self.at)
             self.pending = False
         self.steps += 1
         if self.steps % self.interval:
@@ -122,7 +143,7 @@ class EASGD(Rule):
             self.update.wake()
             self.pending = True
         else:
-            self.centre.elastic(self.moving_rate, self.group.weight_address)
+            self.centre.elastic(self._rate(), self.at)
             self.staleness.count()
 
     def master(self, into: int) -> None:
@@ -135,11 +156,13 @@ class EASGD(Rule):
             self.update.join()
             self.update.end()
         if self.pending:
-            take(self.group, self.difference.address)
+            take(self.group, self.difference.address, self.at)
 
     def report(self) -> dict[str, float]:
-        """Return staleness, and how far the weights were from the centre."""
+        """Return staleness, the hidden share of the exchange, the distance to the centre."""
         figures = {"sync/staleness": float(self.staleness.last)}
+        if self.update:
+            figures["sync/hidden"] = self.update.hidden()
         if self.overlap and self.moving_rate:
             step = self.group.norm(self.difference.address)
             figures["sync/distance"] = step / self.moving_rate
@@ -155,6 +178,6 @@ def moving_rate(rate: float | None, workers: int) -> float:
     return rate
 
 
-def take(group: FlatGroup, difference: int) -> None:
-    """Take D off the group's weights: x = x - D."""
-    cpu.run("axpy", group.weight_address, difference, group.length, -1.0)
+def take(group: FlatGroup, difference: int, x: int = 0) -> None:
+    """Take D off the group's weights, or off x instead: x = x - D."""
+    cpu.run("axpy", x or group.weight_address, difference, group.length, -1.0)

@@ -1,8 +1,9 @@
 """``hybrid``: synchronous inside a group, elastic between groups (specs S6; ShmCaffe's HSGD).
 
-The members of a group average gradients every step (ssgd) and so hold equal weights. One
-leader per group averages them elastically with the centre, behind the computation; it puts D
-where the group can reach it and every member takes the same D off its weights.
+The members of a group (by default a node's workers) average gradients every step (ssgd) and so
+hold equal weights. One leader per group averages them elastically with the centre, behind the
+computation; it puts D where the group can reach it and every member takes the same D off its
+weights.
 """
 
 from __future__ import annotations
@@ -33,25 +34,30 @@ class Hybrid(Rule):
     """Train synchronously in groups and average the groups elastically."""
 
     group_size: int | None = None
-    """Workers in a group (neighbouring ranks, as a rule one node's); none: 2."""
+    """Workers in a group, neighbouring ranks; none: each host's workers, or 2 on one host."""
     interval: int = 1
     """Steps between a leader's exchanges."""
     rate: float | None = None
     """Moving rate between groups; none: 0.9 / groups."""
+    inner: str = "boxes"
+    """Who averages gradients in a group: boxes, or torch (torch.distributed over gloo)."""
+    bucket_mb: float = 0.0
+    """Send gradients in buckets of so many MiB while backward computes; 0: after it."""
 
     def start(self, job: Job, group: FlatGroup) -> None:
         """Form the group, share rank 0's weights, start the leader's update thread."""
         check_interval("hybrid", self.interval)
         world = job.world
-        size = self._size(world)
-        self.group, self.cluster, self.inner = group, job.cluster, world.group(size)
-        self.leader = self.inner.rank == 0
-        self.label = f"{group.name}/group/{world.rank // size}"
-        self.sync = SSGD()
-        self.sync.meet(job, group, self.inner, self.label)
+        groups = places(job, group.name, self.group_size)
+        number = next(n for n, ranks in enumerate(groups) if world.rank in ranks)
+        self.group, self.cluster, self.company = group, job.cluster, world.part(groups[number])
+        self.leader = self.company.rank == 0
+        self.label = f"{group.name}/group/{number}"
+        self.sync = SSGD(bucket_mb=self.bucket_mb, inner=self.inner)
+        self.sync.meet(job, group, self.company, self.label)
         self.centre = shared_weights(job, group)
         self.staleness = Staleness(self.centre)
-        self.moving_rate = moving_rate(self.rate, -(-world.size // size))
+        self.moving_rate = moving_rate(self.rate, len(groups))
         # Two, in turn: the leader may fill one while a slow member still reads the other.
         self.differences = [
             job.cluster.buffer(f"{self.label}/difference/{n}", group.length, self.leader)
@@ -61,15 +67,6 @@ class Hybrid(Rule):
         self.dealt = job.cluster.counter(f"{self.label}/dealt")
         self.steps = self.exchanges = self.taken = self.claims = 0
         self.update = UpdateThread(self._exchange, job.cluster.clock) if self.leader else None
-
-    def _size(self, world: World) -> int:
-        size = min(2, world.size) if self.group_size is None else self.group_size
-        if not 1 <= size <= world.size:
-            raise UsageError(
-                f"rule.group_size={size} of {world.size} workers - allowed: 1 to {world.size} - "
-                "do: choose a divisor of the number of workers"
-            )
-        return size
 
     def _exchange(self) -> None:
         difference = self.differences[self.exchanges % 2]
@@ -83,7 +80,7 @@ class Hybrid(Rule):
         """Let the leader claim for the whole group; members take their own of the row."""
         base = self.cluster.counter(f"{self.label}/base/{self.claims % RING}")
         if self.leader:
-            first = job.work.next(self.inner.size)
+            first = job.work.next(self.company.size)
             end = STOPPED if job.work.stopped else job.work.total
             base.set(end if first is None else first)
             self.dealt.add(1)
@@ -92,7 +89,7 @@ class Hybrid(Rule):
         if (first := base.value) == STOPPED:
             job.work.stopped = True
             return None
-        return job.work.take(first, self.inner)
+        return job.work.take(first, self.company)
 
     def gradients(self) -> None:
         """Average the group's gradients; the leader waits for its exchange under way."""
@@ -122,17 +119,56 @@ class Hybrid(Rule):
         """Copy the centre."""
         self.centre.read(into)
 
+    def close(self) -> None:
+        """End the threads of the buckets."""
+        self.sync.close()
+
     def finish(self) -> None:
         """Complete the last exchange and end the update thread."""
+        self.close()
         if self.update:
             self.update.join()
             self.update.end()
         self._take()
 
     def report(self) -> dict[str, float]:
-        """Return staleness, and how far the group's weights were from the centre."""
-        figures = {"sync/staleness": float(self.staleness.last)} if self.leader else {}
+        """Return staleness, the hidden share of the exchange, the distance to the centre."""
+        figures = self.sync.report()
+        if self.update:
+            figures |= {
+                "sync/staleness": float(self.staleness.last),
+                "sync/hidden": self.update.hidden(),
+            }
         if self.taken and self.moving_rate:
             step = self.group.norm(self.differences[self.taken % 2].region)
             figures["sync/distance"] = step / self.moving_rate
         return figures
+
+
+def places(job: Job, name: str, size: int | None) -> list[list[int]]:
+    """Return the ranks of each group: neighbours, or those who share a host.
+
+    Without a size, a job on several hosts has a group for each of them, however many workers it
+    has; they find out through the notice board.
+    """
+    world = job.world
+    if size is not None or world.local_size >= world.size:
+        size = group_size(size, world)
+        ranks = list(range(world.size))
+        return [ranks[first : first + size] for first in range(0, world.size, size)]
+    job.cluster.publish(f"{name}/host/{world.rank}", world.node)
+    hosts: dict[str, list[int]] = {}
+    for rank in range(world.size):
+        hosts.setdefault(job.cluster.lookup(f"{name}/host/{rank}"), []).append(rank)
+    return list(hosts.values())
+
+
+def group_size(size: int | None, world: World) -> int:
+    """Return how many workers form a group: 2 unless a number is given."""
+    size = min(2, world.size) if size is None else size
+    if not 1 <= size <= world.size:
+        raise UsageError(
+            f"rule.group_size={size} of {world.size} workers - allowed: 1 to {world.size} - "
+            "do: choose a divisor of the number of workers"
+        )
+    return size

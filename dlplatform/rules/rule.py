@@ -32,6 +32,8 @@ class Rule(ABC):
 
     survives: ClassVar[bool] = False
     """Whether the others go on when a worker dies."""
+    elastic: ClassVar[bool] = False
+    """Whether workers may join and leave a running job: nobody counts on their number."""
 
     @abstractmethod
     def start(self, job: Job, group: FlatGroup) -> None:
@@ -54,6 +56,15 @@ class Rule(ABC):
     @abstractmethod
     def finish(self) -> None:
         """Push what is left; afterwards ``master`` gives the job's final weights."""
+
+    def moments(self) -> None:
+        """Give the worker's optimizer its state, where the boxes have it; before a checkpoint."""
+
+    def restore(self) -> None:
+        """Take the state over that a checkpoint gave the worker's optimizer."""
+
+    def close(self) -> None:
+        """End the rule's threads, whatever has happened; before the boxes are left."""
 
     def report(self) -> dict[str, float]:
         """Return figures for the board: ``sync/staleness``, ``sync/distance`` and the like."""

@@ -7,6 +7,11 @@ same numbers, so the weights stay equal bit by bit and the run is repeatable.
 
 Where boxes are mapped nothing is copied: 2 memory streams a worker, whatever the number of
 workers. Over tcp a region is written once and read once, the boxes do the sums.
+
+``optimizer`` says who steps instead: the master as in the patent, or the boxes themselves
+(``dlplatform/rules/steps.py``). ``bucket_mb`` lets gradients leave while backward still computes
+(``dlplatform/rules/buckets.py``); ``inner=torch`` leaves the mean to torch.distributed
+(``dlplatform/rules/collective.py``).
 """
 
 from __future__ import annotations
@@ -14,8 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dlplatform.errors import PeerLost
-from dlplatform.memorybox.buffer import average
+from dlplatform.errors import PeerLost, UsageError
 from dlplatform.memorybox.counter import SLICE_MS
 from dlplatform.rules.rule import Rule, rule
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
 STALL_S = 1800.0
 """A worker may evaluate or load for so long before the others give it up."""
+OPTIMIZERS, ORDERS, INNERS = ("worker", "master", "box"), ("rank", "arrival"), ("boxes", "torch")
 
 
 @rule("ssgd")
@@ -35,46 +40,117 @@ STALL_S = 1800.0
 class SSGD(Rule):
     """Average all workers' gradients, every step, in rank order."""
 
+    optimizer: str = "worker"
+    """Who steps: every worker; the master (rank 0, S1); or the boxes (SGD, Adam, AdamW)."""
+    order: str = "rank"
+    """How a master's or the boxes' gradient is summed: by rank (repeatable), or on arrival."""
+    bucket_mb: float = 0.0
+    """Send gradients in buckets of so many MiB while backward computes; 0: after it."""
+    inner: str = "boxes"
+    """Who averages the gradients: boxes, or torch (torch.distributed over gloo)."""
+
     def start(self, job: Job, group: FlatGroup) -> None:
         """Share rank 0's weights and give every worker a gradient region."""
         self.meet(job, group, job.world, group.name)
         self.weight = shared_weights(job, group)
+        self.way.begin()
 
     def meet(self, job: Job, group: FlatGroup, world: World, label: str) -> None:
         """Create this worker's gradient region and attach to those of its group."""
-        self.job, self.group, self.world = job, group, world
+        from dlplatform.rules.buckets import Buckets
+        from dlplatform.rules.collective import Collective
+        from dlplatform.rules.steps import ByBoxes, ByMaster, ByWorkers
+
+        self._check_settings()
+        self.job, self.group, self.world, self.label = job, group, world, label
         self.ranks = world.ranks
+        self.met, self.steps, self.needed = 0, 0, self.ranks
+        self.buckets: Buckets | None = None
+        self.way: ByWorkers
+        if self.inner == "torch":
+            self.way = Collective(self)
+            return
         self.regions = [
             job.cluster.buffer(f"{label}/gradient/{rank}", group.length, rank == world.rank)
             for rank in range(world.size)
         ]
-        mine = self.regions[world.rank]
-        group.place_grad(mine.region, mine)
+        self.mine = self.regions[world.rank]
+        group.place_grad(self.mine.region, self.mine)
         self.arrived = job.cluster.counter(f"{label}/accumulated")
         self.averaged = job.cluster.counter(f"{label}/averaged")
-        self.met, self.needed = 0, self.ranks
+        self.way = {"worker": ByWorkers, "master": ByMaster, "box": ByBoxes}[self.optimizer](self)
+        if self.bucket_mb:
+            self.buckets = Buckets(self)
+
+    def _check_settings(self) -> None:
+        choices = {"optimizer": OPTIMIZERS, "order": ORDERS, "inner": INNERS}
+        for name, allowed in choices.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise UsageError(
+                    f"rule.{name}={value} - allowed: {', '.join(allowed)} - do: rule.{name}="
+                    f"{allowed[0]}"
+                )
+        if self.bucket_mb < 0:
+            raise UsageError(
+                f"rule.bucket_mb={self.bucket_mb} - allowed: 0 or more - do: 0 to send after "
+                "backward, or 4"
+            )
+        if self.inner == "torch" and (self.optimizer != "worker" or self.bucket_mb):
+            raise UsageError(
+                f"rule.inner=torch with rule.optimizer={self.optimizer}, rule.bucket_mb="
+                f"{self.bucket_mb:g} - allowed: worker, 0 - do: rule.inner=boxes"
+            )
+        if self.bucket_mb and (self.optimizer == "master" or self.order == "arrival"):
+            raise UsageError(
+                f"rule.bucket_mb={self.bucket_mb:g} with rule.optimizer={self.optimizer}, "
+                f"rule.order={self.order} - allowed: worker or box, by rank - do: rule.bucket_mb=0"
+            )
 
     def claim(self, job: Job) -> int | None:
         """Take the number dealt to this rank; the last round may leave some without."""
         return job.work.deal(self.world)
 
+    @property
+    def present(self) -> int:
+        """Return how many work on this step: the first ranks."""
+        return self.job.work.present or self.world.size
+
+    @property
+    def companies(self) -> set[int]:
+        """Return how many may ever be present: all, or those whom the last round leaves."""
+        last = (self.job.work.total - self.job.work.first) % self.world.size
+        return {self.world.size, last or self.world.size}
+
     def gradients(self) -> None:
         """Replace this worker's gradients by the mean over all who work on this step."""
-        present = self.job.work.present or self.world.size
-        if present == 1:
-            return
-        mine = self.regions[self.world.rank]
-        mine.write()
+        if self.buckets:
+            self.buckets.exchange()
+        else:
+            self.way.exchange(self.present)
+        self.steps += 1
+
+    def weights(self) -> None:
+        """Bring the new weights, where somebody else has stepped."""
+        self.way.weights()
+
+    def share(self, present: int) -> None:
+        """Do this worker's part of one exchange of the whole vector."""
+        self.mine.write()
+        self.way.written(present)
+        self.expect(present)
+        self.rendezvous(self.arrived)
+        start, count = self.mine.share(self.world.rank, present)
+        if count:
+            self.way.combine(start, count, present)
+        self.rendezvous(self.averaged)
+
+    def expect(self, present: int) -> None:
+        """Begin an exchange among the first ranks."""
         self.met += present
         self.needed = self.ranks[:present]
-        self._meet(self.arrived)
-        start, count = mine.share(self.world.rank, present)
-        if count:
-            average(self.regions[:present], start, count, 1.0 / present)
-        self._meet(self.averaged)
-        mine.read()
 
-    def _meet(self, counter: Counter) -> None:
+    def rendezvous(self, counter: Counter) -> None:
+        """Wait until all who are expected have come here."""
         counter.add(1)
         counter.wait(self.met, STALL_S, self.check)
 
@@ -86,10 +162,28 @@ class SSGD(Rule):
         """Copy this worker's weights: all hold the same."""
         self.group.copy_weight(into)
 
+    def moments(self) -> None:
+        """Bring the optimizer's state back from the boxes, for a checkpoint."""
+        self.way.moments()
+
+    def restore(self) -> None:
+        """Hand a saved state of the optimizer to the boxes."""
+        self.way.restore()
+
     def finish(self) -> None:
         """Leave the final weights in the boxes (S10)."""
+        self.close()
         if self.world.rank == 0:
             self.weight.write(self.group.weight_address)
+
+    def close(self) -> None:
+        """End the threads of the buckets."""
+        if self.buckets:
+            self.buckets.close()
+
+    def report(self) -> dict[str, float]:
+        """Return which share of the exchange was hidden behind backward."""
+        return {"sync/hidden": self.buckets.hidden()} if self.buckets else {}
 
 
 def shared_weights(job: Job, group: FlatGroup) -> SharedBuffer:
@@ -103,6 +197,8 @@ def shared_weights(job: Job, group: FlatGroup) -> SharedBuffer:
     else:
         ready.wait(1, job.cluster.timeout_s, job.cluster.check_peers)
         buffer.read(group.weight_address)
+        if job.world.late:  # nobody waits for it, and those who began have their weights
+            return buffer
     _all_have_read(job, job.cluster.counter(f"{group.name}/started"))
     return buffer
 

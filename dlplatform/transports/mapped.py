@@ -115,7 +115,7 @@ class MappedTransport:
             x, at = self.segments[x].data + 4 * start, 0
         where = self._where.get(keys[0] if len(keys) == 1 else keys) or self._known(keys)
         self._turn += 1
-        if order.code == ADAM:
+        if order.code == ADAM and not order.k[6]:
             order = cpu.Operation.from_buffer_copy(order)
             order.k[6] = cpu.step(self.segments[keys[0]].header)
         code = cpu.locked(order, where, start, count, x, z, at, self._turn, epoch)

@@ -59,7 +59,7 @@ class StreamTransport(Linked):
         op = cpu.OPERATION_NAMES[order.code]
         frame: Frame = {
             "op": op, "keys": list(keys), "start": span.start, "count": span.floats,
-            "k": list(order.k[:6]),
+            "k": list(order.k[:7]),
         }  # fmt: skip
         frame["tag"] = span.tag
         if op in cpu.ALONE or isinstance(x, str):
@@ -86,7 +86,7 @@ class StreamTransport(Linked):
         """Send the part of a packed payload that concerns this box."""
         if order.format == TOPK:
             frame["at"] = span.at
-            first, last = _positions(x, order.entries, span)
+            first, last = positions(x, order.entries, span)
             frame["entries"] = last - first
             values = x + 4 * order.entries
             parts = [(part + 4 * first, 4 * (last - first)) for part in (x, values)]
@@ -124,7 +124,7 @@ class StreamTransport(Linked):
         self.link.close()
 
 
-def _positions(payload: int, entries: int, span: Span) -> tuple[int, int]:
+def positions(payload: int, entries: int, span: Span) -> tuple[int, int]:
     """Return which entries of a sparse payload lie in a box's part of the span."""
     positions = (ctypes.c_uint32 * entries).from_address(payload)
     first = bisect_left(positions, span.at)

@@ -118,11 +118,13 @@ def open_transport(uri: str, entrance: Entrance) -> Transport:
     """
     from dlplatform.transports.inproc import InprocTransport
     from dlplatform.transports.shm import open_shm
+    from dlplatform.transports.simulated import SimulatedTransport
     from dlplatform.transports.stream import open_tcp
 
     known: dict[str, Opener] = {
         "inproc": InprocTransport,
         "shm": open_shm,
+        "sim": SimulatedTransport,
         "tcp": open_tcp,
         "tls": open_tcp,
     }

@@ -42,6 +42,7 @@ enum operation_code {
     OP_SETTLE = 13,    /* y = y + k0 s; s = 0 */
     OP_GATHER = 14,    /* y = y + k0 x; s = s + k1 x */
     OP_ADAPT = 15,     /* t = k2 t + (1 - k2) x x; OP_DELAY with k1 / sqrt(t + k3) */
+    OP_FOLD = 16,      /* g = k0 t; s = k2 s + g; y = y - k1 (k3 g + k2 s); t = 0, or -0: done */
 };
 
 /* How the elements of x lie in memory; z and everything in the box are fp32. */

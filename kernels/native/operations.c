@@ -161,7 +161,8 @@ CLONES static void adapt(float *restrict y, float *restrict s, float *restrict t
     for (size_t i = 0; i < n; i++) {
         float square = x[i] * x[i];
         float mean = keep * t[i] + rest * square;
-        float new = y[i] - rate * (x[i] + lambda / __builtin_sqrtf(mean + eps) * square * (y[i] - s[i]));
+        float root = __builtin_sqrtf(mean + eps);
+        float new = y[i] - rate * (x[i] + lambda / root * square * (y[i] - s[i]));
         t[i] = mean;
         y[i] = new;
         s[i] = new;
@@ -175,6 +176,22 @@ CLONES static void gather(float *restrict y, float *restrict s, const float *res
     for (size_t i = 0; i < n; i++) {
         y[i] = y[i] + a * x[i];
         s[i] = s[i] + b * x[i];
+    }
+}
+
+/* An outer step with what was gathered in t. Minus zero marks an element whose step was taken, so
+   that whoever repeats a fold that broke off takes no step twice. */
+CLONES static void fold(float *restrict y, float *restrict s, float *restrict t, size_t n,
+                        const float *k) {
+    float scale = k[0], rate = k[1], momentum = k[2], now = k[3], after = k[4] != 0 ? -0.0f : 0.0f;
+    for (size_t i = 0; i < n; i++) {
+        word was = {.value = t[i]}, here = {.value = y[i]}, old = {.value = s[i]};
+        float g = scale * was.value, mean = momentum * old.value + g;
+        word there = {.value = here.value - rate * (now * g + momentum * mean)};
+        word new = {.value = mean};
+        s[i] = (word){.bits = choose(was.bits == 1u << 31, old.bits, new.bits)}.value;
+        y[i] = (word){.bits = choose(was.bits == 1u << 31, here.bits, there.bits)}.value;
+        t[i] = after;
     }
 }
 
@@ -242,6 +259,7 @@ static void apply_fp32(const operation *o, float *y, float *s, float *t, float *
     case OP_DELAY: delay(y, s, x, n, k[0], k[1]); break;
     case OP_GATHER: gather(y, s, x, n, k[0], k[1]); break;
     case OP_ADAPT: adapt(y, s, t, x, n, k); break;
+    case OP_FOLD: fold(y, s, t, n, k); break;
     }
 }
 

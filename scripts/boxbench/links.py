@@ -87,8 +87,12 @@ class Hosts:
         """Limit what a host sends, and what is sent to it."""
         rate = f"{RATE_MBIT}mbit"
         bucket = ("root", "tbf", "rate", rate, "burst", str(BURST), "latency", LATENCY)
-        for space, device in ((self._space(number), "eth"), (self.switch, f"port{number}")):
+        for space, device in self.ends(number):
             command("tc", "-n", space, "qdisc", "add", "dev", device, *bucket)
+
+    def ends(self, number: int) -> list[tuple[str, str]]:
+        """Return the two ends of a host's link, each a namespace and a device."""
+        return [(self._space(number), "eth"), (self.switch, f"port{number}")]
 
     def _space(self, number: int) -> str:
         return f"{self._prefix}-{number}"

@@ -41,6 +41,8 @@ class Case:
 RULES = [
     Case("alone", company=False, repeatable=True),
     Case("ssgd", repeatable=True),
+    Case("ssgd", {"optimizer": "master"}, repeatable=True),
+    Case("ssgd", {"optimizer": "box", "bucket_mb": 0.004}, repeatable=True),
     Case("asgd"),
     Case("asgd", {"interval": 3}),
     Case("easgd"),
@@ -52,7 +54,7 @@ RULES = [
 ]
 each_rule = pytest.mark.parametrize("case", RULES, ids=str)
 each_optimizer = pytest.mark.parametrize("make", [SGD, ADAM], ids=["sgd", "adam"])
-each_transport = pytest.mark.parametrize("transport", ["inproc", "shm", "tcp"])
+each_transport = pytest.mark.parametrize("transport", ["inproc", "shm", "tcp", "sim"])
 
 
 @pytest.fixture(autouse=True)
@@ -252,7 +254,7 @@ def test_ssgd_weights_are_equal_after_every_step(transport: str) -> None:
 @pytest.mark.parametrize("case", [c for c in RULES if c.repeatable], ids=str)
 def test_repeatable_and_equal_over_all_transports(case: Case) -> None:
     results = []
-    for transport in ("inproc", "inproc", "shm", "tcp"):
+    for transport in ("inproc", "inproc", "shm", "tcp", "sim"):
         with place(transport) as where:
             size = 4 if case.company else 1
             results.append(train(case.rule, where, size, ADAM, **case.fields)[0])

@@ -67,9 +67,9 @@ def job(seconds: float, position: int) -> Any:
     rule = SimpleNamespace(report=lambda: {"sync/staleness": 3.0})
     group = SimpleNamespace(length=1000)
     work = SimpleNamespace(position=position)
-    cluster = SimpleNamespace(transports=[None, None])
+    cluster = SimpleNamespace(transports=[None, None], ranks=lambda: range(2))
     groups = {"main": (group, rule)}
-    return SimpleNamespace(seconds=seconds, work=work, groups=groups, cluster=cluster)
+    return SimpleNamespace(seconds=seconds, work=work, groups=groups, cluster=cluster, size=2)
 
 
 def test_figures_are_means_since_the_last_tick() -> None:

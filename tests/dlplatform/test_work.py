@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from functools import partial
+from random import Random
 from typing import Any
 
 import pytest
@@ -240,3 +242,97 @@ def test_shares_of_a_round() -> None:
         first, second = together(2, where, body)
     assert first == [(0, 2), (2, 2), (4, 1)]
     assert second == [(1, 2), (3, 2), (None, 1)]
+
+
+# -- leases and speeds --------------------------------------------------------------------
+
+LEASE_S = 0.2
+
+
+def counts(seen: list[list[int]]) -> Counter[int]:
+    return Counter(number for done in seen for number in done)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_slow_and_dead_workers_leave_nothing_undone(seed: int) -> None:
+    """Whatever sleeps or dies: at least once; and twice only what lapsed or died."""
+    total, trained, lapsed, lost = 60, list[int](), list[int](), list[int]()
+
+    def body(job: Job) -> None:
+        random = Random(f"{seed}/{job.rank}")
+        sleepy, deadly = random.random() < 0.5, job.rank > 0 and random.random() < 0.4
+        while (number := job.work.next()) is not None:
+            if deadly and random.random() < 0.1:
+                lost.append(number)
+                raise Died
+            time.sleep(2 * LEASE_S if sleepy and random.random() < 0.05 else 0.005)
+            trained.append(number)
+            job.work.done()
+            job.work.let_go()
+        lapsed.extend(job.work.lapsed)
+
+    with place("shm") as where:
+        together(4, where, body, total=total, lease_s=LEASE_S)
+    assert set(trained) == set(range(total))
+    again = Counter(trained) - Counter(range(total))
+    assert again <= Counter(lapsed) + Counter(lost)
+
+
+def test_a_number_held_too_long_is_given_out_once_more_and_its_holder_notices() -> None:
+    def body(job: Job) -> tuple[list[int], list[int]]:
+        done = []
+        while (number := job.work.next()) is not None:
+            if job.rank == 0:
+                job.cluster.counter("other").wait(1, 10)
+            job.work.done()
+            done.append(number)
+        job.cluster.counter("other").add(1)
+        return done, job.work.lapsed
+
+    with place("tcp") as where:
+        (slow, lapsed), (fast, none) = together(2, where, body, total=8, lease_s=LEASE_S)
+    assert slow == lapsed and len(slow) == 1
+    assert sorted(fast) == list(range(8))
+    assert none == []
+
+
+def test_without_a_lease_nothing_is_taken_from_the_living() -> None:
+    def body(job: Job) -> tuple[list[int], list[int]]:
+        done = []
+        while (number := job.work.next()) is not None:
+            time.sleep(0.5 if number == 0 else 0.005)
+            job.work.done()
+            done.append(number)
+        return done, job.work.lapsed
+
+    with place() as where:
+        seen = together(3, where, body, total=30)
+    assert counts([done for done, _ in seen]) == Counter(range(30))
+    assert not any(lapsed for _, lapsed in seen)
+
+
+def test_all_stop_within_one_minibatch_and_nobody_idles() -> None:
+    """Speeds 1, 2 and 4: the job is as fast as the sum of its workers."""
+    begin: list[float] = []
+
+    def body(job: Job) -> tuple[int, float, float]:
+        job.cluster.counter("ready").add(1)
+        job.cluster.counter("ready").wait(3)
+        begin.append(time.monotonic())
+        count, busy, end = 0, 0.0, 0.0
+        while job.work.next() is not None:
+            since = time.monotonic()
+            time.sleep(0.04 / 2**job.rank)
+            job.work.done()
+            job.work.let_go()
+            end = time.monotonic()
+            count, busy = count + 1, busy + end - since
+        return count, busy, end
+
+    with place("shm") as where:
+        seen = together(3, where, body, total=350)
+    ends = [end for _, _, end in seen]
+    slowest = max(busy / count for count, busy, _ in seen)
+    assert max(ends) - min(ends) < slowest
+    speed = sum(count / busy for count, busy, _ in seen)
+    assert 350 / (max(ends) - min(begin)) >= 0.97 * speed

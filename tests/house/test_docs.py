@@ -185,11 +185,12 @@ def table(cls: type, prefix: str, skip: tuple[str, ...] = ()) -> str:
 
 
 def tables() -> dict[str, str]:
-    skip = ("task", "rule", "cluster", "run")
+    skip = ("task", "rule", "cluster", "run", "pipeline")
     found = {
         "the job": table(config.Config, "", skip),
         "run.*": table(config.RunConfig, "run."),
         "cluster.*": table(config.ClusterConfig, "cluster."),
+        "pipeline.*": table(config.PipelineConfig, "pipeline."),
         "zoo/digits": table(tasks()["zoo/digits"], "task.", ("seed",)),
     }
     with_fields = {name: cls for name, cls in rules().items() if dataclasses.fields(cls)}

@@ -25,7 +25,7 @@ from vectors import (
 from kernels import cpu, reference
 
 BETAS = st.floats(0, 0.9990234375, width=32)
-SCALARS = st.tuples(*[RATES] * 4)
+SCALARS = st.tuples(*[RATES] * 5)
 ADAM = st.tuples(
     RATES, BETAS, BETAS, st.sampled_from([0.0, 1e-8, 0.5]), RATES, st.integers(0, 1),
     st.integers(1, 2**24),
@@ -37,6 +37,8 @@ def made(rng: np.random.Generator, op: str, size: int, shift: int, odd: bool) ->
     vectors = [unaligned(values(rng, size, odd), (shift + i) % 16) for i in range(5)]
     if op == "merge":
         vectors[4][: size // 2] = vectors[0][: size // 2]  # nobody moved y: x is taken as it is
+    if op == "fold":
+        vectors[2][: size // 3] = -0.0  # these have taken their step
     if op == "adam" and not odd:
         np.abs(vectors[2], out=vectors[2])
     return vectors

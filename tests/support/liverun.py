@@ -65,7 +65,8 @@ class LiveRun:
         home = words_in or folder.parent
         self._out, self._err = home / f"{folder.name}.out", home / f"{folder.name}.err"
         name, value = self.tag.split("=", 1)
-        line = [*before, *DLP, "train", "task=zoo/digits", f"run.dir={folder}", *words]
+        task = [] if any(word.startswith("task=") for word in words) else ["task=zoo/digits"]
+        line = [*before, *DLP, "train", *task, f"run.dir={folder}", *words]
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 line, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -21,8 +21,10 @@ from dlplatform.config import ClusterConfig, RunConfig
 from dlplatform.flat import FlatGroup
 from dlplatform.job import Job, Place
 from dlplatform.memorybox import wire
+from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.process import Boxes
 from dlplatform.rules.rule import Rule, find_rule
+from dlplatform.transports.fleet import Fleet, simulate
 from dlplatform.world import World
 
 T = TypeVar("T")
@@ -39,8 +41,8 @@ _standing: dict[str, Boxes] = {}
 def place(transport: str = "inproc", boxes: int = 1) -> Iterator[Place]:
     """Give the place of a new job, in boxes of a transport that stand for all tests."""
     name = f"test-{next(_names)}"
-    if transport == "inproc":
-        yield Place([f"inproc://{name}-{n}" for n in range(boxes)], name=name)
+    if transport in ("inproc", "sim"):
+        yield Place([f"{transport}://{name}-{n}" for n in range(boxes)], name=name)
         return
     if transport not in _standing:
         _standing[transport] = Boxes(3, transport, "memfd")
@@ -53,17 +55,24 @@ class Died(Exception):
     """Raised by a worker in a thread to end as a dead process does, without a goodbye."""
 
 
-def together(size: int, where: Place, body: Callable[[Job], T], **job: Any) -> list[T]:
+def together(
+    size: int, where: Place, body: Callable[[Job], T], late: int = 0, **job: Any
+) -> list[T]:
     """Run ``body(job)`` as every worker of a job, in threads; return the results by rank.
 
-    The first error of a worker is raised; its connections break as if its process had died.
+    Some may be ``late``: they join while the first ones start. The first error of a worker is
+    raised; its connections break as if its process had died. At ``sim`` they are simulated.
     """
-    results: list[Any] = [None] * size
+    if where.addresses[0].startswith("sim:"):
+        fleet = Fleet(size, boxes=len(where.addresses), latency_s=1e-4, joins=[0.0] * late)
+        return cast("list[T]", simulate(fleet, body, **{"timeout_s": 20.0, **job}).results)
+    results: list[Any] = [None] * (size + late)
     errors: list[BaseException] = []
 
     def worker(rank: int) -> None:
         opened: list[Job] = []
         try:
+            rank = rank if rank < size else enrol(where)
             world = World(rank, size, rank, size)
             opened.append(Job.open(world, where, **{"timeout_s": 20.0, **job}))
             results[rank] = body(opened[0])
@@ -73,10 +82,13 @@ def together(size: int, where: Place, body: Callable[[Job], T], **job: Any) -> l
             if not isinstance(error, Died):
                 errors.append(error)
             for job_of_one in opened:
+                for _, rule in job_of_one.groups.values():
+                    rule.close()
                 for transport in job_of_one.cluster.transports:
                     transport.close()
 
-    threads = [threading.Thread(target=worker, args=(r,), daemon=True) for r in range(size)]
+    ranks = range(size + late)
+    threads = [threading.Thread(target=worker, args=(r,), daemon=True) for r in ranks]
     for thread in threads:
         thread.start()
     end = time.monotonic() + PATIENCE_S
@@ -86,6 +98,14 @@ def together(size: int, where: Place, body: Callable[[Job], T], **job: Any) -> l
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads), "a worker hangs"
     return results
+
+
+def enrol(where: Place) -> int:
+    """Take a new rank in a job that begins or runs."""
+    cluster = Cluster(where.addresses, where.name, where.secret.encode(), 20.0)
+    rank = cluster.enrol(1)
+    cluster.close()
+    return rank
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dlplatform.seeds import derive
-from dlplatform.task import Models, Task, task
+from dlplatform.task import Models, Split, Task, task
 
 Pair = tuple[Tensor, Tensor]
 SPLITS = {"train": 0, "val": 1, "test": 2}
@@ -58,6 +59,8 @@ class Points(Task):
     die_rank: int = -1
     die_at: int = -1
     """First minibatch in which the worker ``die_rank`` is killed."""
+    die_backward: bool = False
+    """Kill it in the middle of the backward pass."""
     falling: bool = False
     """Let the learning rate fall to zero along a line."""
     record: str = ""
@@ -71,10 +74,13 @@ class Points(Task):
 
     def batch(self, split: str, number: int) -> Pair:
         self._write("begun", number)
-        if os.environ.get("DLP_RANK", "0") == str(self.die_rank) and number >= self.die_at:
+        if not self.die_backward and self._dies(number):
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.slow_s)
         return points(derive(self.seed, split, number))
+
+    def _dies(self, number: int) -> bool:
+        return os.environ.get("DLP_RANK", "0") == str(self.die_rank) and number >= self.die_at
 
     def batches(self, split: str) -> Iterator[Pair]:
         for number in range(2):
@@ -82,6 +88,9 @@ class Points(Task):
 
     def loss(self, models: Models, batch: Pair) -> Tensor:
         xy, labels = batch
+        if self.die_backward and self._dies(self._now):
+            first = next(models["net"].parameters())
+            first.register_hook(lambda grad: os.kill(os.getpid(), signal.SIGKILL))
         loss = functional.cross_entropy(models["net"](xy).float(), labels)
         return loss * float("nan") if self._now == self.nan_at else loss
 
@@ -167,3 +176,41 @@ class Tied(Points):
         net = nn.Sequential(first, nn.Tanh(), between, nn.Tanh(), again, nn.Tanh(), last)
         net.register_parameter("unused", nn.Parameter(torch.ones(3)))
         return {"net": net}
+
+
+@task("test/chain")
+@dataclass
+class Chain(Points):
+    """A deeper network that can be cut before each of its linear layers; seeded by itself, so
+    that workers in threads have the same."""
+
+    depth: int = 4
+    samples: int = 8
+
+    def models(self) -> Models:
+        layers: list[nn.Module] = []
+        for n in range(self.depth - 1):
+            layers += [nn.Linear(self.width if n else 2, self.width), nn.Tanh()]
+            layers += [nn.BatchNorm1d(self.width)] if self.norm else []
+            layers += [nn.Dropout(self.dropout)] if self.dropout else []
+        net = nn.Sequential(*layers, nn.Linear(self.width, 3))
+        generator = torch.Generator().manual_seed(self.seed)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(0.4 * torch.randn(p.shape, generator=generator) - p)
+        return {"net": net}
+
+    def batch(self, split: str, number: int) -> Pair:
+        super().batch(split, number)
+        xy, third = points(derive(self.seed, split, number), self.samples)
+        return xy.clone(), third  # where memory begins decides how products are rounded
+
+    def split(self, models: Models, count: int) -> Split:
+        layers = list(models["net"].children())
+        starts = [n for n, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
+        borders = [starts[len(starts) * n // count] for n in range(count)] + [len(layers)]
+        return Split(
+            [nn.Sequential(*layers[a:b]) for a, b in itertools.pairwise(borders)],
+            inputs=lambda batch: batch[0],
+            loss=lambda logits, batch: self.loss({"net": nn.Identity()}, (logits, batch[1])),
+        )

@@ -39,6 +39,10 @@ class DeepDigitCNN(nn.Module):
         )
         he_init(self)
 
+    def units(self) -> list[nn.Module]:
+        """Return the parts that follow one another: each block, and the head."""
+        return [*self.features, self.head]
+
     def forward(self, x_B1HW: Tensor) -> Tensor:
         """Return logits_BK."""
         logits: Tensor = self.head(self.features(x_B1HW))
@@ -71,6 +75,23 @@ def stack_parameters(filters: Sequence[int], channels: int) -> int:
 def receptive_field(filters: Sequence[int]) -> int:
     """Return the width in pixels that stacked filters of stride 1 see."""
     return 1 + sum(size - 1 for size in filters)
+
+
+def small_cnn(size: int, width: int, classes: int) -> nn.Sequential:
+    """Return a quick classifier of ``size`` x ``size`` grey images: two strided convolutions."""
+    flat = 2 * width * (size // 4) ** 2
+    net = nn.Sequential(
+        nn.Conv2d(1, width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(flat, 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
+    he_init(net)
+    return net
 
 
 def _block(stage: int) -> nn.Sequential:

@@ -21,14 +21,14 @@ class Answer:
     """One image (uint8, ink bright) with what was answered, how surely, and what is true."""
 
     image: NDArray[Any]
-    truth: int
-    answer: int
+    truth: int | str
+    answer: int | str
     confidence: float
 
 
 def draw_answers(title: str, answers: Sequence[Answer]) -> Image.Image:
     """Draw four images of each class and the surest mistakes: right in green, wrong in red."""
-    classes = sorted({answer.truth for answer in answers})
+    classes = sorted({answer.truth for answer in answers}, key=str)
     mistakes = [answer for answer in answers if answer.answer != answer.truth]
     mistakes.sort(key=lambda answer: -answer.confidence)
     sheet = _blank(len(classes), mistakes=bool(mistakes))
@@ -82,11 +82,15 @@ def _card(sheet: Image.Image, answer: Answer, column: int, top: int) -> None:
     image = Image.fromarray(answer.image).resize((TILE, TILE), Image.Resampling.BICUBIC)
     sheet.paste(ImageOps.colorize(image, CARD, INK), (left + (CARD_WIDTH - TILE) // 2, top + 8))
     middle, line = left + CARD_WIDTH // 2, top + TILE + 26
+    short = len(f"{answer.answer}{answer.truth}") < 4
     if good:
-        _write(sheet, (middle, line), str(answer.answer), 26, colour, anchor="mm")
-    else:
+        _write(sheet, (middle, line), str(answer.answer), 26 if short else 14, colour, "mm")
+    elif short:
         _write(sheet, (left + 12, line), str(answer.answer), 26, colour)
         _write(sheet, (left + CARD_WIDTH - 10, line), f"is {answer.truth}", 20, INK, anchor="rm")
+    else:
+        _write(sheet, (middle, line - 7), str(answer.answer), 14, colour, "mm")
+        _write(sheet, (middle, line + 7), f"is {answer.truth}", 11, INK, "mm")
     _bar(draw, (left + 12, top + CARD_HEIGHT - 10), answer.confidence, colour)
 
 

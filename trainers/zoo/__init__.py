@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from trainers.zoo import digits
+from trainers.zoo import digits, shapes
 
-__all__ = ["digits"]
+__all__ = ["digits", "shapes"]

@@ -1,4 +1,4 @@
-"""zoo/digits: a deep CNN of 3x3 filters reads handwritten digits.
+"""zoo/digits: a deep CNN of 3x3 filters, or an LSTM, reads handwritten digits.
 
 Shape legend: B batch, H height, W width, N samples, K classes.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlplatform.errors import UsageError
 from dlplatform.seeds import derive
-from dlplatform.task import Models, Task, task
+from dlplatform.task import Models, Split, Task, task
 
 # torch and the data come in with the first call that needs them: the command line imports
 # every task to know its fields and must answer at once.
@@ -42,6 +42,8 @@ class Digits(Task):
     """Folder with the MNIST idx files; empty: the 1,797 digits that scikit-learn bundles."""
     batch_size: int = 16
     """Images of one minibatch."""
+    net: str = "cnn"
+    """cnn, or lstm: two layers of 64 units read the image row by row."""
     minibatches: int = 2000
     """Minibatches a whole run should train (all workers together)."""
     lr: float = 2e-3
@@ -59,6 +61,7 @@ class Digits(Task):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything starts."""
+        _check("net", self.net, self.net in ("cnn", "lstm"), "cnn or lstm")
         _check("batch_size", self.batch_size, self.batch_size >= 1, "1 or more")
         _check("minibatches", self.minibatches, self.minibatches >= 1, "1 or more")
         _check("lr", self.lr, self.lr > 0, "above 0")
@@ -71,7 +74,10 @@ class Digits(Task):
     def models(self) -> Models:
         """Build the network with He-initialised weights."""
         from trainers.blocks.convnet import DeepDigitCNN
+        from trainers.blocks.recurrent import RowLSTM
 
+        if self.net == "lstm":
+            return {"net": RowLSTM(dropout=self.dropout)}
         return {"net": DeepDigitCNN(self.blocks, self.dropout, self.logit_dropout)}
 
     def batch(self, split: str, number: int) -> Pair:
@@ -98,6 +104,18 @@ class Digits(Task):
 
         x_B1HW, labels = batch
         return functional.cross_entropy(models["net"](x_B1HW), labels)
+
+    def split(self, models: Models, count: int) -> Split:
+        """Cut between blocks or layers, balanced by multiply-adds."""
+        from torch.nn import functional
+
+        from trainers.blocks.balance import stages
+
+        return Split(
+            stages(models["net"].units(), self.example()[0], count),  # type: ignore[operator]
+            inputs=lambda batch: batch[0],
+            loss=lambda logits, batch: functional.cross_entropy(logits, batch[1]),
+        )
 
     def score(self, models: Models, batches: Iterable[Pair]) -> dict[str, float]:
         """Return the accuracy and the mean cross-entropy."""

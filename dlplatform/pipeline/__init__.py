@@ -1,0 +1,1 @@
+"""Model parallelism: a network in stages over workers, activations through the boxes (S7)."""

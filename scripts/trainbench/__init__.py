@@ -1,0 +1,1 @@
+"""Parts of ``scripts/bench_train.py``: whole trainings beside other systems, and their model."""
