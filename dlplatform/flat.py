@@ -49,6 +49,8 @@ class FlatGroup:
     def __init__(self, name: str, parameters: Iterable[nn.Parameter]) -> None:
         self.name = name
         self.parameters = list(dict.fromkeys(p for p in parameters if p.requires_grad))
+        self.flat = True
+        """Whether gradients stay views of the vector; else each is whatever backward made."""
         self.final = True
         """Whether the next backward pass is the last one before a step."""
         self._watchers: list[tuple[Callable[[int], None], Callable[[], None]]] = []
@@ -99,9 +101,12 @@ class FlatGroup:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero all gradients at once and keep them views (None counts as zero here)."""
-        self.grad.zero_()
-        for p, view in zip(self.parameters, self._grad_views, strict=True):
-            p.grad = view
+        if self.flat:
+            self.grad.zero_()
+            for p, view in zip(self.parameters, self._grad_views, strict=True):
+                p.grad = view
+        else:
+            self.drop_grad()
         for _, cleared in self._watchers:
             cleared()
 
@@ -139,7 +144,7 @@ class FlatGroup:
             p.grad = view
 
     def drop_grad(self) -> None:
-        """Let the optimizer skip every parameter at its next step, without any state."""
+        """Have no gradients: an optimizer skips every parameter, without any state."""
         for p in self.parameters:
             p.grad = None
 

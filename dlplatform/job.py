@@ -119,12 +119,15 @@ class Job:
                 "name=... to distribute"
             )
         group.describe = partial(Descent.of, optimizer, group)
+        group.flat = rule.reads_gradients
+        group.zero_grad()
         rule.start(seen or self, group)
         self.groups[group.name] = group, rule
 
         def before(*_: Any) -> None:
             begin = self.cluster.clock.now()
-            group.collect_grad()
+            if group.flat:
+                group.collect_grad()
             rule.gradients()
             self.seconds += self.cluster.clock.now() - begin
 

@@ -45,9 +45,7 @@ class Event:
         self.cluster.lookup(f"event/{self.name}")  # wait until it is set up
         self.cluster.transports[0].call("announce", event=self.name)
 
-    def wait(
-        self, timeout_s: float | None = None, check: Callable[[], None] | None = None
-    ) -> int:
+    def wait(self, timeout_s: float | None = None, check: Callable[[], None] | None = None) -> int:
         """Wait until this process is told once more; return how often it was told so far.
 
         ``check`` runs meanwhile and may raise what it sees.

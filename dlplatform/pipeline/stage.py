@@ -74,6 +74,8 @@ class Stage:
         self.first, self.last = self.cut.stage == 0, self.depth == 1
         self.module = self.split.stages[self.cut.stage].train()
         ((self.group, _),) = trainer.groups.values()
+        self.group.flat = True  # gradients of kept weights are added up there
+        self.group.zero_grad()
         self.asynchronous = trainer.pipeline.schedule == ASYNC
         names = {p: name for name, p in self.module.named_parameters()}
         self.names = [names[p] for p in self.group.parameters]

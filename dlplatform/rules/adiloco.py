@@ -114,6 +114,7 @@ class AsyncDiLoCo(Rule):
     """Bring drifts to the shared weights, waiting for nobody; momentum follows now and then."""
 
     survives: ClassVar[bool] = True
+    reads_gradients: ClassVar[bool] = False
 
     interval: int = 20
     """Steps of the fastest worker between exchanges (H)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dlplatform.errors import UsageError
 from dlplatform.rules.rule import Rule, rule
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 @dataclass
 class Alone(Rule):
     """Train one worker by itself, exchanging nothing."""
+
+    reads_gradients: ClassVar[bool] = False
 
     def start(self, job: Job, group: FlatGroup) -> None:
         """Refuse company."""

@@ -36,6 +36,7 @@ class ASGD(Rule):
     """Push every worker's own steps to the shared weights, waiting for nobody."""
 
     survives: ClassVar[bool] = True
+    reads_gradients: ClassVar[bool] = False
     elastic: ClassVar[bool] = True
 
     interval: int = 1

@@ -32,6 +32,7 @@ class DCASGD(Rule):
     """Push own steps to the shared weights, corrected there for what changed meanwhile."""
 
     survives: ClassVar[bool] = True
+    reads_gradients: ClassVar[bool] = False
 
     interval: int = 1
     """Steps between exchanges."""

@@ -43,6 +43,7 @@ class DiLoCo(Rule):
     """Average the workers' drifts every few steps, and take an outer step with momentum."""
 
     survives: ClassVar[bool] = True
+    reads_gradients: ClassVar[bool] = False
 
     interval: int = 20
     """Steps between outer steps (H)."""

@@ -91,6 +91,7 @@ class EASGD(Rule):
     """Average every worker's weights elastically with a centre, behind the computation."""
 
     survives: ClassVar[bool] = True
+    reads_gradients: ClassVar[bool] = False
     elastic: ClassVar[bool] = True
 
     interval: int = 1

@@ -34,6 +34,7 @@ class HALoS(Rule):
     """Train asynchronously in groups, and merge the groups asynchronously."""
 
     survives: ClassVar[bool] = True
+    reads_gradients: ClassVar[bool] = False
 
     interval: int = 8
     """Steps of a worker between updates of its group's weights."""

@@ -7,7 +7,7 @@ mean is taken in rank order, and numbers are dealt: a run is repeatable to the l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dlplatform.memorybox.buffer import average
 from dlplatform.rules.asgd import check_interval
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 @dataclass
 class LocalSGD(Rule):
     """Step alone, and average all workers' weights every few steps."""
+
+    reads_gradients: ClassVar[bool] = False
 
     interval: int = 8
     """Steps between exchanges."""

@@ -32,6 +32,8 @@ class Rule(ABC):
 
     survives: ClassVar[bool] = False
     """Whether the others go on when a worker dies."""
+    reads_gradients: ClassVar[bool] = True
+    """Whether gradients must lie in the group's vector; without, a step is a little quicker."""
     elastic: ClassVar[bool] = False
     """Whether workers may join and leave a running job: nobody counts on their number."""
 
