@@ -25,7 +25,11 @@ from dlplatform.task import Task, find_task
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from dlplatform.flat import FlatGroup
+    from dlplatform.rules.rule import Rule
     from dlplatform.task import Models
+
+    Groups = dict[str, tuple[FlatGroup, Rule]]
 
 FORMAT = 1
 
@@ -186,9 +190,28 @@ def put_moments(optimizers: dict[str, Optimizer], moments: dict[str, Tensor]) ->
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in moments.items():
             home, index, key = name.rsplit("/", 2)
-            if home == group and index != "raw":
+            if home == group and index not in ("raw", "rule"):
                 states.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({**whole, "state": states})
+
+
+def states_of(groups: Groups) -> dict[str, Tensor]:
+    """Return what the rules keep in the boxes as tensors by ``group/rule/name``."""
+    found: dict[str, Tensor] = {}
+    for group, (flat, rule) in groups.items():
+        for name, buffer in rule.states().items():
+            found[f"{group}/rule/{name}"] = state = torch.empty(flat.length)
+            buffer.read(state.data_ptr())
+    return found
+
+
+def put_states(groups: Groups, saved: dict[str, Tensor]) -> None:
+    """Put back what the rules keep in the boxes; one worker does it for all."""
+    for group, (flat, rule) in groups.items():
+        for name, buffer in rule.states().items():
+            state = saved.get(f"{group}/rule/{name}")
+            if state is not None and state.numel() == flat.length:
+                buffer.write(state.data_ptr())
 
 
 def make_task(settings: dict[str, Any]) -> Task:

@@ -112,6 +112,7 @@ class Chief:
 
     def evaluate(self) -> float:
         """Score the job's weights on the validation split and keep a checkpoint."""
+        self.job.work.let_go()  # it may take longer than a lease
         if self.job.rank and not self.history:
             self._inherit()
         # Before the weights are read: what is trained meanwhile will be trained again.
@@ -153,7 +154,8 @@ class Chief:
         for _, rule in trainer.groups.values():
             rule.moments()
         mine = checkpoint.moments_of(trainer.optimizers) | trainer.judge.raw
-        return trainer.cut.outward(trainer.models, mine)
+        states = {} if trainer.stage else checkpoint.states_of(trainer.groups)
+        return trainer.cut.outward(trainer.models, mine) | states
 
     def _save(self, position: int, scores: dict[str, float], best: bool) -> None:
         """Write a checkpoint of the judged weights."""

@@ -151,6 +151,8 @@ class Trainer:
             checkpoint.put_moments(self.optimizers, moments)
             for _, chosen in self.job.groups.values():
                 chosen.restore()
+            if self.world.rank == 0:
+                checkpoint.put_states(self.job.groups, moments)
         self.groups = self.job.groups
         if self.world.late:  # should it become chief, it judges averages from now on
             self.judge.average = {n: group.weight.clone() for n, (group, _) in self.groups.items()}
@@ -170,7 +172,6 @@ class Trainer:
 
     def _loop(self) -> None:
         for loss in self.stage.steps() if self.stage else self._steps():
-            self.job.work.let_go()  # an evaluation may take longer than a lease
             self.statistics.publish()
             self.chief.after(loss)
 

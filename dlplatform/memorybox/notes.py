@@ -50,6 +50,33 @@ def swap(box: MemoryBox, session: Session, name: str, expected: int, desired: in
     return {"value": cpu.counter_swap(session.space.counter(name), expected, desired)}
 
 
+@command(changes=True)
+def claim(
+    box: MemoryBox, session: Session, numbers: str, slot: str, held: int, count: int, total: int,
+    unless: list[str],
+) -> Fields:  # fmt: skip
+    """Let go what a worker's slot holds and take the next numbers: all of ``Work.next`` at once.
+
+    Nothing is taken where one of the counters ``unless`` is not 0. The slot says first what is
+    about to be taken, so that a number is never lost.
+    """
+    space = session.space
+    mine, shared = space.counter(slot), space.counter(numbers)
+    kept = not held or cpu.counter_swap(mine, held, 0) == held
+    answer: Fields = {"kept": bool(kept), "number": -1, "free": True}
+    if any(cpu.counter_get(space.counter(name)) for name in unless):
+        return answer | {"free": False}
+    seen = int(cpu.counter_get(shared))
+    while seen < total:
+        cpu.counter_set(mine, seen + 1)
+        found = int(cpu.counter_swap(shared, seen, min(seen + count, total)))
+        if found == seen:
+            return answer | {"number": seen}
+        cpu.counter_set(mine, 0)
+        seen = found
+    return answer
+
+
 @command(changes=False)
 def wait(box: MemoryBox, session: Session, name: str, at_least: int, ms: int) -> Fields:
     """Wait at most ms (up to 1000) for a counter to reach a value."""

@@ -45,7 +45,7 @@ class DelayedNesterov:
         momentum: float,
     ) -> None:  # fmt: skip
         self.weight, self.every, self.rate, self.momentum = weight, every, rate, momentum
-        self._velocity, *self._gathered = states
+        self.velocity, *self._gathered = states
         self.staleness = Staleness(weight)
 
     def push(self, drift: int | Payload) -> int:
@@ -57,7 +57,7 @@ class DelayedNesterov:
             # Who still adds to this window's sum is in the sum after the next.
             gathered = self._gathered[before // self.every % 2]
             self.weight.fold(
-                1 / self.every, gathered, self.rate, self._velocity, self.momentum, now=0.0
+                1 / self.every, gathered, self.rate, self.velocity, self.momentum, now=0.0
             )
         return before
 
@@ -157,6 +157,10 @@ class AsyncDiLoCo(Rule):
     def master(self, into: int) -> None:
         """Copy the shared weights."""
         self.weight.read(into)
+
+    def states(self) -> dict[str, SharedBuffer]:
+        """Return the outer momentum."""
+        return {"momentum": self.outer.velocity}
 
     def finish(self) -> None:
         """Bring what was learnt since the last exchange."""

@@ -21,6 +21,7 @@ from dlplatform.rules.ssgd import shared_weights
 if TYPE_CHECKING:
     from dlplatform.flat import FlatGroup
     from dlplatform.job import Job
+    from dlplatform.memorybox.buffer import SharedBuffer
 
 EPS = 1e-16
 """Keeps 0 / 0 away; steps are much smaller than the paper's gradients."""
@@ -73,6 +74,10 @@ class DCASGD(Rule):
     def master(self, into: int) -> None:
         """Copy the shared weights."""
         self.weight.read(into)
+
+    def states(self) -> dict[str, SharedBuffer]:
+        """Return the mean square."""
+        return {"square": self.square}
 
     def finish(self) -> None:
         """Push a last incomplete interval."""

@@ -123,6 +123,10 @@ class DiLoCo(Rule):
         """Copy the shared weights."""
         self.weight.read(into)
 
+    def states(self) -> dict[str, SharedBuffer]:
+        """Return the outer momentum."""
+        return {"momentum": self.velocity}
+
     def finish(self) -> None:
         """Exchange what was learnt since the last time, fragment by fragment."""
         for part in self.parts:

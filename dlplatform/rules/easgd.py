@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dlplatform.job import Job
 
 BETA = 0.9
+LOOK_EVERY = 8
+"""Updates of the centre between looks at how many workers there are: one is a round trip."""
 
 
 class UpdateThread:
@@ -121,7 +123,8 @@ class EASGD(Rule):
 
     def _rate(self) -> float:
         """Return the moving rate for as many as are here now, unless one is given."""
-        if self.rate is None and (now := self.company.value) != self.known:
+        look = self.known < 0 or self.staleness.mine % LOOK_EVERY == 0
+        if self.rate is None and look and (now := self.company.value) != self.known:
             self.known = now
             here = [r for r in self.cluster.here() if not self.members or r in self.members]
             self.moving_rate = moving_rate(None, max(1, len(here)))

@@ -133,6 +133,10 @@ class HALoS(Rule):
         """Copy the global weights."""
         self.weight.read(into)
 
+    def states(self) -> dict[str, SharedBuffer]:
+        """Return the momentum of the global weights; groups begin anew."""
+        return {"momentum": self.outer.velocity}
+
     def finish(self) -> None:
         """Bring what is left; the last one of a group merges it."""
         if self.steps % self.interval:

@@ -111,7 +111,8 @@ class Hybrid(Rule):
             return
         self.ready.wait(self.exchanges, STALL_S, self.sync.check)
         difference = self.differences[self.exchanges % 2]
-        difference.read()
+        if not self.leader:  # who has it still where it was computed
+            difference.read()
         take(self.group, difference.region)
         self.taken = self.exchanges
 

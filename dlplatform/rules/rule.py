@@ -17,6 +17,7 @@ from dlplatform.errors import UsageError, closest
 if TYPE_CHECKING:
     from dlplatform.flat import FlatGroup
     from dlplatform.job import Job
+    from dlplatform.memorybox.buffer import SharedBuffer
 
 R = TypeVar("R", bound="type[Rule]")
 _REGISTRY: dict[str, type[Rule]] = {}
@@ -64,6 +65,10 @@ class Rule(ABC):
 
     def restore(self) -> None:
         """Take the state over that a checkpoint gave the worker's optimizer."""
+
+    def states(self) -> dict[str, SharedBuffer]:
+        """Return the rule's own buffers that a checkpoint keeps, by name."""
+        return {}
 
     def close(self) -> None:
         """End the rule's threads, whatever has happened; before the boxes are left."""

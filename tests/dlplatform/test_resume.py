@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import alone, equal, state, weights, well
 from tinyjobs import Workers, at, run, settings, until
 from tinytask import recorded
 
+from dlplatform.checkpoint import Checkpoint
 from dlplatform.errors import Diverged
 from dlplatform.memorybox.process import Boxes
 from dlplatform.trainer import Trainer
@@ -179,3 +181,20 @@ def test_a_killed_worker_ends_a_synchronous_job(rule: str, tmp_path: Path, boxes
     assert first.code == 4
     (line,) = [one for one in first.words.splitlines() if one.startswith("dlp: error")]
     assert "worker 1 died" in line and "resume=auto" in line
+
+
+@pytest.mark.parametrize("rule", ["diloco", "adiloco", "halos", "dcasgd"])
+def test_what_a_rule_keeps_in_the_boxes_is_in_the_checkpoint(rule: str, tmp_path: Path) -> None:
+    fields = {} if rule == "dcasgd" else {"interval": 4}
+    options = {"run": {"minibatches": 40}, "rule": rule, "rule_fields": fields}
+    Trainer(settings(tmp_path, **options), World()).fit()  # type: ignore[arg-type]
+    saved = Checkpoint.load(tmp_path).moments
+    name = "main/rule/square" if rule == "dcasgd" else "main/rule/momentum"
+    assert saved[name].count_nonzero() > 10
+    options["run"] = {"minibatches": 80}
+    again = Trainer(settings(tmp_path, resume="auto", **options), World())  # type: ignore[arg-type]
+    (buffer,) = again.rule.states().values()
+    held = torch.empty(buffer.length)
+    buffer.read(held.data_ptr())
+    assert torch.equal(held, saved[name])
+    assert again.fit() > 0.5

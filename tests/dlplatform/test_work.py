@@ -281,8 +281,11 @@ def test_slow_and_dead_workers_leave_nothing_undone(seed: int) -> None:
 def test_a_number_held_too_long_is_given_out_once_more_and_its_holder_notices() -> None:
     def body(job: Job) -> tuple[list[int], list[int]]:
         done = []
+        if job.rank:
+            job.cluster.counter("begun").wait(1, 10)
         while (number := job.work.next()) is not None:
             if job.rank == 0:
+                job.cluster.counter("begun").add(1)
                 job.cluster.counter("other").wait(1, 10)
             job.work.done()
             done.append(number)
