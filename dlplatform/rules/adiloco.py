@@ -154,6 +154,11 @@ class AsyncDiLoCo(Rule):
         self.pace.exchanged(self.since)
         self.since = 0
 
+    @property
+    def moves(self) -> int:
+        """Return how often the rule has replaced this worker's weights."""
+        return self.drift.adopted
+
     def master(self, into: int) -> None:
         """Copy the shared weights."""
         self.weight.read(into)

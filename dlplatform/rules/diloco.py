@@ -119,6 +119,11 @@ class DiLoCo(Rule):
         for part in self.parts:
             part.step(self.steps)
 
+    @property
+    def moves(self) -> int:
+        """Return how often the rule has replaced weights of this worker."""
+        return sum(part.drift.adopted for part in self.parts)
+
     def master(self, into: int) -> None:
         """Copy the shared weights."""
         self.weight.read(into)

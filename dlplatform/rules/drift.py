@@ -53,6 +53,8 @@ class Drift:
         self._group = group
         self._base, self._drift = Memory(self.count), Memory(self.count)
         self.payload = payload(wire, self.count)
+        self.adopted = 0
+        """How often the weights were replaced."""
         self.rebase()
 
     @property
@@ -89,3 +91,4 @@ class Drift:
         else:
             cpu.copy(x, new, 4 * self.count)
         cpu.copy(self._base.address, new, 4 * self.count)
+        self.adopted += 1

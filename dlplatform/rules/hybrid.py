@@ -3,7 +3,8 @@
 The members of a group (by default a node's workers) average gradients every step (ssgd) and so
 hold equal weights. One leader per group averages them elastically with the centre, behind the
 computation; it puts D where the group can reach it and every member takes the same D off its
-weights.
+weights. ``between`` puts another rule in the place of elastic averaging
+(``dlplatform/rules/between.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dlplatform.errors import UsageError
 from dlplatform.rules.asgd import Staleness, check_interval
+from dlplatform.rules.between import Leaders
 from dlplatform.rules.easgd import UpdateThread, moving_rate, take
 from dlplatform.rules.rule import Rule, rule
 from dlplatform.rules.ssgd import SSGD, STALL_S, shared_weights
@@ -20,6 +22,7 @@ from dlplatform.rules.ssgd import SSGD, STALL_S, shared_weights
 if TYPE_CHECKING:
     from dlplatform.flat import FlatGroup
     from dlplatform.job import Job
+    from dlplatform.memorybox.buffer import SharedBuffer
     from dlplatform.world import World
 
 
@@ -38,7 +41,11 @@ class Hybrid(Rule):
     interval: int = 1
     """Steps between a leader's exchanges."""
     rate: float | None = None
-    """Moving rate between groups; none: 0.9 / groups."""
+    """Moving rate between groups, or rate of the other rule; none: 0.9 / groups, or its own."""
+    between: str = "easgd"
+    """What leaders do: easgd, diloco, quorum or adiloco."""
+    wire: str = "fp32"
+    """Format in which diloco, quorum and adiloco send a drift."""
     inner: str = "boxes"
     """Who averages gradients in a group: boxes, or torch (torch.distributed over gloo)."""
     bucket_mb: float = 0.0
@@ -55,9 +62,6 @@ class Hybrid(Rule):
         self.label = f"{group.name}/group/{number}"
         self.sync = SSGD(bucket_mb=self.bucket_mb, inner=self.inner)
         self.sync.meet(job, group, self.company, self.label)
-        self.centre = shared_weights(job, group)
-        self.staleness = Staleness(self.centre)
-        self.moving_rate = moving_rate(self.rate, len(groups))
         # Two, in turn: the leader may fill one while a slow member still reads the other.
         self.differences = [
             job.cluster.buffer(f"{self.label}/difference/{n}", group.length, self.leader)
@@ -66,6 +70,12 @@ class Hybrid(Rule):
         self.ready = job.cluster.counter(f"{self.label}/ready")
         self.dealt = job.cluster.counter(f"{self.label}/dealt")
         self.steps = self.exchanges = self.taken = self.claims = 0
+        self.others = None if self.between == "easgd" else Leaders(self, job, groups)
+        if self.others:
+            return
+        self.centre = shared_weights(job, group)
+        self.staleness = Staleness(self.centre)
+        self.moving_rate = moving_rate(self.rate, len(groups))
         self.update = UpdateThread(self._exchange, job.cluster.clock) if self.leader else None
 
     def _exchange(self) -> None:
@@ -94,11 +104,16 @@ class Hybrid(Rule):
     def gradients(self) -> None:
         """Average the group's gradients; the leader waits for its exchange under way."""
         self.sync.gradients()
-        if self.update:
+        if self.others:
+            self.others.gradients()
+        elif self.update:
             self.update.join()
 
     def weights(self) -> None:
         """Take the group's last D off the weights; the leader sends them on."""
+        if self.others:
+            self.others.weights()
+            return
         self._take()
         self.steps += 1
         if self.steps % self.interval == 0:
@@ -118,7 +133,14 @@ class Hybrid(Rule):
 
     def master(self, into: int) -> None:
         """Copy the centre."""
-        self.centre.read(into)
+        if self.others:
+            self.others.master(into)
+        else:
+            self.centre.read(into)
+
+    def states(self) -> dict[str, SharedBuffer]:
+        """Return what the leaders' rule keeps in the boxes."""
+        return self.others.rule.states() if self.others and self.leader else {}
 
     def close(self) -> None:
         """End the threads of the buckets."""
@@ -127,6 +149,9 @@ class Hybrid(Rule):
     def finish(self) -> None:
         """Complete the last exchange and end the update thread."""
         self.close()
+        if self.others:
+            self.others.finish()
+            return
         if self.update:
             self.update.join()
             self.update.end()
@@ -135,6 +160,8 @@ class Hybrid(Rule):
     def report(self) -> dict[str, float]:
         """Return staleness, the hidden share of the exchange, the distance to the centre."""
         figures = self.sync.report()
+        if self.others:
+            return figures | (self.others.rule.report() if self.leader else {})
         if self.update:
             figures |= {
                 "sync/staleness": float(self.staleness.last),

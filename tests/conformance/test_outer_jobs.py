@@ -14,6 +14,7 @@ from tinyjobs import attach, master, place, together
 from tinytask import network
 from torch import Tensor
 
+from dlplatform.errors import UsageError
 from dlplatform.job import Job
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.rules.rule import rules
@@ -119,3 +120,34 @@ def test_an_outer_step_that_broke_off_is_taken_once() -> None:
             assert np.array_equal(held, values) and not np.signbit(held[values == 0]).any()
     finally:
         cluster.close()
+
+
+# -- groups as workers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("between", ["diloco", "quorum", "adiloco"])
+@pytest.mark.parametrize("transport", ["inproc", "tcp"])
+def test_a_group_is_one_worker_of_the_rule_between(between: str, transport: str) -> None:
+    """Groups of one are that rule; members of a larger group hold equal weights."""
+    with place(transport) as where, place(transport) as other:
+        ours = train("hybrid", where, 1, between=between, interval=3, group_size=1)
+        theirs = train(between, other, 1, interval=3)
+    assert all(map(torch.equal, ours, theirs))
+    with place(transport, 2) as where:
+        a, b, c, d, shared = train("hybrid", where, 4, 12, between=between, interval=3)
+    assert torch.equal(a, b) and torch.equal(c, d)
+    if between == "diloco":  # all have just taken the shared weights over
+        assert torch.equal(a, c) and torch.equal(a, shared)
+
+
+def test_a_group_under_diloco_is_one_worker_on_the_merged_batch() -> None:
+    with place() as where, place() as other:
+        group = train("hybrid", where, 2, 12, between="diloco", interval=3, group_size=2)
+        local = train("hybrid", other, 2, 12, rate=0.0, group_size=2)  # ssgd
+    assert torch.equal(group[0], group[1])
+    assert not torch.equal(group[0], local[0])
+
+
+def test_an_unknown_rule_between_is_refused() -> None:
+    with place() as where, pytest.raises(UsageError, match=r"rule\.between=asgd - allowed: easgd"):
+        train("hybrid", where, 2, 1, between="asgd")
