@@ -71,7 +71,10 @@ def test_running_boxes_set_the_number_of_boxes() -> None:
     ("words", "message"),
     [
         (["task=zoo/digit"], "task=zoo/digit is not a task; closest: zoo/digits."),
-        ([TASK, "rule=esgd"], "rule=esgd is not a rule; closest: easgd. Allowed: alone, asgd,"),
+        (
+            [TASK, "rule=esgd"],
+            "rule=esgd is not a rule; closest: easgd. Allowed: adiloco, alone, asgd,",
+        ),
         ([TASK, "sed=1"], "sed=1 is not a setting; closest: seed."),
         ([TASK, "precision=bf16"], "precision=bf16 is not a setting; closest: run.precision."),
         ([TASK, "task.blcks=2"], "task.blcks=2 is not a setting; closest: task.blocks."),
