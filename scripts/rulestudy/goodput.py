@@ -115,7 +115,10 @@ def table() -> dict[str, Any]:
             "boxes": sum(boxes(site, min(hours, 400), s) for s in seeds) / len(seeds),
             "closed_form": closed_form(site),
         })  # fmt: skip
-    rules = {"easgd": {}, "asgd": {}, "diloco": {"interval": 8}, "quorum": {"interval": 8},
-             "adiloco": {"interval": 8}, "halos": {"interval": 4, "group_size": 4}}  # fmt: skip
+    late = {"interval": 4, "momentum": 0.5}
+    rules: dict[str, dict[str, Any]] = {
+        "easgd": {}, "diloco": late, "quorum": late, "adiloco": late,
+        "halos": {"interval": 2, "updates": 4, "momentum": 0.5, "group_size": 4},
+    }  # fmt: skip
     code = {name: lived(name, fields, 0) for name, fields in rules.items()}
     return {"sizes": rows, "rules": code}

@@ -10,7 +10,7 @@ from rulestudy.problems import TEST_SEEDS, TUNING_SEEDS, Trial
 WORKERS = 1, 2, 4, 8, 16
 LINKS = {"step_s": 0.01, "latency_s": 1e-4, "worker_rate": 1.25e8, "box_rate": 1.25e9}
 """A step of 10 ms, links of 1 Gbit/s to the workers and 10 Gbit/s to the box."""
-FACTORS = {1: (0.25, 0.5, 1.0, 2.0), 16: (1.0, 2.0, 4.0, 8.0, 16.0)}
+FACTORS = {1: (0.5, 1.0, 2.0), 16: (1.0, 2.0, 4.0, 8.0, 16.0)}
 
 Settings = dict[str, tuple[str, dict[str, Any]]]
 RULES: Settings = {
@@ -23,10 +23,10 @@ RULES: Settings = {
     "eamsgd": ("eamsgd", {}),
     "hybrid": ("hybrid", {}),
     "localsgd": ("localsgd", {"interval": 4}),
-    "diloco": ("diloco", {"interval": 8}),
-    "quorum": ("quorum", {"interval": 8}),
-    "adiloco": ("adiloco", {"interval": 8}),
-    "halos": ("halos", {"interval": 4, "updates": 4}),
+    "diloco": ("diloco", {"interval": 4, "momentum": 0.5}),
+    "quorum": ("quorum", {"interval": 4, "momentum": 0.5}),
+    "adiloco": ("adiloco", {"interval": 4, "momentum": 0.5}),
+    "halos": ("halos", {"interval": 2, "updates": 4, "momentum": 0.5}),
 }
 """Name in tables: (rule, settings)."""
 STRAGGLERS = {**LINKS, "step_s": [0.04] + [0.01] * 7}
@@ -70,11 +70,9 @@ def chosen(problem: str, name: str, workers: int, done: dict[str, Any]) -> float
         return 1.0
     best = {}
     for count, factors in FACTORS.items():
-        seen = {
-            factor: done[f"tune/{problem}/{name}/{count}/{factor:g}/{TUNING_SEEDS[0]}"]["loss"]
-            for factor in factors
-        }
-        best[count] = min(seen, key=lambda factor: seen[factor])
+        keys = {f: f"tune/{problem}/{name}/{count}/{f:g}/{TUNING_SEEDS[0]}" for f in factors}
+        seen = {f: (done[key]["accuracy"], -done[key]["loss"]) for f, key in keys.items()}
+        best[count] = max(seen, key=lambda factor: seen[factor])
     share = {1: 0.0, 2: 0.25, 4: 0.5, 8: 0.75, 16: 1.0}[workers]
     return float(best[1] ** (1 - share) * best[16] ** share)
 

@@ -67,8 +67,8 @@ def _cnn() -> nn.Module:
 PROBLEMS = {
     problem.name: problem
     for problem in (
-        Problem("digits", _mlp, digits, 0.1, 4000),
-        Problem("shapes", _cnn, shapes, 0.1, 6000),
+        Problem("digits", _mlp, digits, 0.1, 3000),
+        Problem("shapes", _cnn, shapes, 0.1, 4000),
     )
 }
 
