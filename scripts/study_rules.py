@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from rulestudy import goodput, plan
+from rulestudy import goodput, plan, real
 from rulestudy.page import write_page
 from rulestudy.problems import PROBLEMS, Trial, run
 
@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[str, dict[str, Any]], dict[str, Trial]]] = {
     "test": plan.accuracy,
     "slow": plan.stragglers,
     "wire": plan.narrow,
+    "real": real.trials,
 }
 
 
@@ -53,7 +54,7 @@ def worked(task: tuple[str, Trial]) -> tuple[str, dict[str, Any]]:
     """Run one trial; a run that diverges is a result, too."""
     key, trial = task
     begin = time.perf_counter()
-    result = asdict(run(trial))
+    result = asdict(real.run(trial) if key.startswith("real/") else run(trial))
     result |= {"factor": trial.factor, "real_s": round(time.perf_counter() - begin, 2)}
     result |= {"steps": sum(result["steps"]), "loss": min(result["loss"], 99.0)}
     return key, result
@@ -64,7 +65,9 @@ def work_off(trials: dict[str, Trial], done: dict[str, Any], given: argparse.Nam
     short = {"minibatches": given.minibatches} if given.minibatches else {}
     waiting = [(key, replace(one, **short)) for key, one in trials.items() if key not in done]
     with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
-        for number, (key, result) in enumerate(pool.imap_unordered(worked, waiting), 1):
+        alone = bool(waiting) and waiting[0][0].startswith("real/")  # these have processes of own
+        results = map(worked, waiting) if alone else pool.imap_unordered(worked, waiting)
+        for number, (key, result) in enumerate(results, 1):
             done[key] = result
             if number % 20 == 0 or number == len(waiting):
                 given.json.write_text(json.dumps(done))

@@ -104,7 +104,7 @@ class Pace:
         self._since, rank = now, self._cluster.rank
         self._cluster.counter(f"{self._label}/speed/{rank}").set(speed)
         gone = self._cluster.gone()
-        others = (self._speed(r) for r in range(self._cluster.size) if r not in gone)
+        others = (self._speed(r) for r in self._cluster.ranks() if r not in gone)
         self.steps = max(1, self._interval * speed // max(speed, *others))
 
 
@@ -115,6 +115,7 @@ class AsyncDiLoCo(Rule):
 
     survives: ClassVar[bool] = True
     reads_gradients: ClassVar[bool] = False
+    elastic: ClassVar[bool] = True
 
     interval: int = 20
     """Steps of the fastest worker between exchanges (H)."""

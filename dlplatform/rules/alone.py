@@ -26,7 +26,7 @@ class Alone(Rule):
         if job.world.size > 1:
             raise UsageError(
                 f"rule=alone with {job.world.size} workers - allowed: 1 - do: workers=1, or "
-                "choose ssgd, asgd, easgd or hybrid"
+                "choose another rule (docs/rules.md)"
             )
 
     def master(self, into: int) -> None:

@@ -34,6 +34,7 @@ class DCASGD(Rule):
 
     survives: ClassVar[bool] = True
     reads_gradients: ClassVar[bool] = False
+    elastic: ClassVar[bool] = True
 
     interval: int = 1
     """Steps between exchanges."""

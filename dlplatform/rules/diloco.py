@@ -44,6 +44,7 @@ class DiLoCo(Rule):
 
     survives: ClassVar[bool] = True
     reads_gradients: ClassVar[bool] = False
+    elastic: ClassVar[bool] = True
 
     interval: int = 20
     """Steps between outer steps (H)."""
@@ -105,7 +106,7 @@ class DiLoCo(Rule):
 
     def ranks(self) -> Sequence[int]:
         """Return the ranks that exchange, those who came later included."""
-        return self.job.world.members or range(self.job.cluster.size)
+        return self.job.world.members or self.job.cluster.ranks()
 
     def claim(self, job: Job) -> int | None:
         """Claim a number, and count it as trained by the next exchange."""

@@ -49,6 +49,23 @@ def table(done: Done, problem: str) -> list[str]:
     return lines
 
 
+def real(done: Done) -> list[str]:
+    """Return real processes beside the simulation, with the same rates and seeds."""
+    lines = [
+        "| rule | p = 2 real | simulated | p = 4 real | simulated |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in RULES:
+        cells = []
+        for workers in (2, 4):
+            keys = [k for k in done if k.startswith(f"real/digits/{name}/{workers}/")]
+            cells.append(shown([done[key]["accuracy"] for key in keys]))
+            same = [key.replace("real/", "test/") for key in keys]
+            cells.append(shown([done[key]["accuracy"] for key in same if key in done]))
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return lines
+
+
 def wires(done: Done) -> list[str]:
     """Return bytes against accuracy of narrow formats with eight workers."""
     lines = [
@@ -94,6 +111,8 @@ def write_page(done: Done, page: Path) -> None:
     parts = [line for problem in PROBLEMS for line in [*table(done, problem), ""]]
     if any(key.startswith("wire/") for key in done):
         parts += ["## Bytes against accuracy", "", *wires(done), ""]
+    if any(key.startswith("real/") for key in done):
+        parts += ["## Real processes", "", *real(done), ""]
     if "goodput" in done:
         parts += ["## Goodput under failures", "", *goodput(done), ""]
     text = page.read_text()

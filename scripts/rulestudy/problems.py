@@ -117,7 +117,7 @@ def run(trial: Trial) -> Result:
     curve: list[tuple[float, float, float]] = []
 
     def body(job: Job) -> tuple[float, float]:
-        worker = Worker(job, trial, problem, data, total)
+        worker = Worker(job, trial, problem, data)
         due = trial.every_s
         while (number := worker.rule.claim(job)) is not None:
             worker.step(number)
@@ -145,14 +145,14 @@ class Worker:
         trial: what to run.
         problem: the network and the recipe.
         data: splits.
-        total: minibatches of the job.
+        pause: lets the time of a step's computation pass.
     """
 
     def __init__(
         self, job: Job, trial: Trial, problem: Problem, data: dict[str, tuple[Tensor, Tensor]],
-        total: int,
+        pause: Callable[[Job], object] = compute,
     ) -> None:  # fmt: skip
-        self.job, self.trial, self.problem, self.data, self.total = job, trial, problem, data, total
+        self.job, self.trial, self.problem, self.data, self.pause = job, trial, problem, data, pause
         torch.manual_seed(derive(trial.seed, "init"))
         self.model, self.judge = problem.network(), problem.network()
         self.group = FlatGroup("main", self.model.parameters())
@@ -166,7 +166,7 @@ class Worker:
 
     def step(self, number: int) -> None:
         """Train one minibatch: full rate after a warm-up, falling in the second half."""
-        done = self.job.work.position / self.total
+        done = self.job.work.position / self.job.work.total
         rate = min(1.0, done / 0.05 + 0.05, 2.02 - 2 * done)
         self.optimizer.param_groups[0]["lr"] = self.peak * rate
         x, labels = self.data["train"]
@@ -174,7 +174,7 @@ class Worker:
         self.optimizer.zero_grad()
         loss = functional.cross_entropy(self.model(x[picked]), labels[picked])
         loss.backward()
-        compute(self.job)
+        self.pause(self.job)
         self.optimizer.step()
 
     def score(self) -> tuple[float, float]:

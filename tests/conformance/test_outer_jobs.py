@@ -151,3 +151,30 @@ def test_a_group_under_diloco_is_one_worker_on_the_merged_batch() -> None:
 def test_an_unknown_rule_between_is_refused() -> None:
     with place() as where, pytest.raises(UsageError, match=r"rule\.between=asgd - allowed: easgd"):
         train("hybrid", where, 2, 1, between="asgd")
+
+
+@pytest.mark.parametrize("rule", [name for name, cls in rules().items() if cls.elastic])
+def test_a_worker_that_joins_takes_part(rule: str) -> None:
+    """Two begin, a third comes later: every number is trained once, and all end together."""
+    done: dict[int, list[int]] = {0: [], 1: [], 2: []}
+
+    def body(job: Job) -> Tensor:
+        net = attach(job, rule, network(), PLAIN, **SHORT.get(rule, {}))
+        while (number := net.rule.claim(job)) is not None:
+            loss = loss_of(net.model, number)
+            compute(job)
+            net.step(loss)
+            done[job.rank].append(number)
+        net.rule.finish()
+        job.cluster.finished()
+        job.wait_for_all()
+        job.groups.clear()
+        return master(net)
+
+    fleet = Fleet(2, step_s=0.03, latency_s=0.001, joins=[0.6])
+    outcome = simulate(fleet, body, total=120)
+    assert sorted(number for numbers in done.values() for number in numbers) == list(range(120))
+    assert len(done[2]) > 20
+    first, *others = outcome.results
+    assert all(torch.equal(first, other) for other in others)  # type: ignore[arg-type]
+    assert max(outcome.finished) - min(outcome.finished) < 0.4

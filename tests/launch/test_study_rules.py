@@ -68,7 +68,7 @@ def test_goodput_of_restart_all_agrees_with_its_closed_form() -> None:
 def test_a_typo_is_one_line() -> None:
     done = study("--json", "x.json", "--only", "tset")
     assert done.returncode == 2
-    assert "--only tset - allowed: tune, test, slow, wire, goodput" in done.stderr
+    assert "--only tset - allowed: tune, test, slow, wire, real, goodput" in done.stderr
 
 
 @pytest.mark.slow
