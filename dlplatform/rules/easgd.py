@@ -102,11 +102,18 @@ class EASGD(Rule):
     """Moving rate; none: 0.9 / workers, since a fixed rate stops averaging at many workers."""
     overlap: bool = True
     """Exchange behind the next minibatch; false: in one fused pass, in line."""
+    window: int = 1
+    """Steps an exchange may hide behind, 1 to interval; above 1 it works on a copy."""
 
     def start(self, job: Job, group: FlatGroup) -> None:
         """Share rank 0's weights as the centre and start the update thread."""
         check_interval("easgd", self.interval)
-        self.group, self.steps = group, 0
+        if not 1 <= self.window <= self.interval:
+            raise UsageError(
+                f"rule.window={self.window} of rule.interval={self.interval} - allowed: 1 to "
+                "interval - do: rule.window=1"
+            )
+        self.group, self.steps, self.age = group, 0, 0
         self.at = group.weight_address
         self.moving_rate = moving_rate(self.rate, job.world.size)
         self.cluster, self.members = job.cluster, job.world.members
@@ -115,10 +122,12 @@ class EASGD(Rule):
         self.staleness = Staleness(self.centre)
         self.pending = False
         self.difference = Memory(group.length)
+        self.copy = Memory(group.length) if self.overlap and self.window > 1 else None
         self.update = UpdateThread(self._exchange, job.cluster.clock) if self.overlap else None
 
     def _exchange(self) -> None:
-        self.centre.difference(self._rate(), self.at, self.difference.address)
+        x = self.copy.address if self.copy else self.at
+        self.centre.difference(self._rate(), x, self.difference.address)
         self.staleness.count()
 
     def _rate(self) -> float:
@@ -131,24 +140,32 @@ class EASGD(Rule):
         return self.moving_rate
 
     def gradients(self) -> None:
-        """Wait for the exchange under way: the weights are about to change."""
-        if self.update:
+        """Wait for the exchange under way: the weights it reads are about to change."""
+        if self.update and not self.copy:
             self.update.join()
 
     def weights(self) -> None:
         """Take the last D off the weights and send them to the update thread."""
-        if self.pending:
-            take(self.group, self.difference.address, self.at)
-            self.pending = False
+        self.age += 1
+        if self.pending and self.age >= self.window:
+            self._take()
         self.steps += 1
         if self.steps % self.interval:
             return
         if self.update:
+            if self.copy:
+                cpu.copy(self.copy.address, self.at, 4 * self.group.length)
             self.update.wake()
-            self.pending = True
+            self.pending, self.age = True, 0
         else:
             self.centre.elastic(self._rate(), self.at)
             self.staleness.count()
+
+    def _take(self) -> None:
+        if self.update:
+            self.update.join()
+        take(self.group, self.difference.address, self.at)
+        self.pending = False
 
     def master(self, into: int) -> None:
         """Copy the centre."""
@@ -156,11 +173,11 @@ class EASGD(Rule):
 
     def finish(self) -> None:
         """Complete the last exchange and end the update thread."""
+        if self.pending:
+            self._take()
         if self.update:
             self.update.join()
             self.update.end()
-        if self.pending:
-            take(self.group, self.difference.address, self.at)
 
     def report(self) -> dict[str, float]:
         """Return staleness, the hidden share of the exchange, the distance to the centre."""

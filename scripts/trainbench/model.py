@@ -76,13 +76,15 @@ def ssgd(net: Net, compute: float, size: float) -> float:
     return compute + 2 * net.one_way(size)
 
 
-def easgd(net: Net, compute: float, size: float, interval: int = 1, senders: int = 0) -> float:
-    """Return a step of ``easgd``: an exchange hides behind the one step that follows it.
+def easgd(
+    net: Net, compute: float, size: float, interval: int = 1, senders: int = 0, window: int = 1
+) -> float:
+    """Return a step of ``easgd``: an exchange hides behind the ``window`` steps that follow it.
 
     All workers are taken to exchange at the same moment, the worst case; 4 memory streams.
     """
     exchange = net.both_ways(size, 4.0, senders)
-    return compute + max(0.0, exchange - compute) / interval
+    return compute + max(0.0, exchange - window * compute) / interval
 
 
 def hybrid(net: Net, compute: float, size: float, group: int, interval: int = 1) -> float:

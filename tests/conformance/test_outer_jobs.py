@@ -178,3 +178,23 @@ def test_a_worker_that_joins_takes_part(rule: str) -> None:
     first, *others = outcome.results
     assert all(torch.equal(first, other) for other in others)  # type: ignore[arg-type]
     assert max(outcome.finished) - min(outcome.finished) < 0.4
+
+
+def test_an_exchange_longer_than_a_step_hides_behind_several() -> None:
+    """An exchange of 2.4 steps, every fourth step: hidden whole with a window of three."""
+
+    def body(job: Job) -> None:
+        net = attach(job, "easgd", network(), PLAIN, interval=4, window=window)
+        for number in range(41):
+            loss = loss_of(net.model, number)
+            compute(job)
+            net.step(loss)
+
+    seconds = {}
+    for window in (1, 3):
+        fleet = Fleet(2, step_s=0.1, worker_rate=4 * 112 / 0.24)
+        begin = simulate(Fleet(2, step_s=1e-9, worker_rate=4 * 112 / 0.24), body).seconds
+        seconds[window] = simulate(fleet, body).seconds
+        assert begin > 2.4  # ten exchanges
+    assert seconds[1] - seconds[3] == pytest.approx(9 * 0.14, rel=0.05)
+    assert seconds[3] < 1.12 * 4.1 + 0.5  # the first weights come in view, too

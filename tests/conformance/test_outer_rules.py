@@ -122,6 +122,22 @@ def test_adiloco_by_hand(transport: str) -> None:
 
 
 @each_transport
+def test_an_elastic_exchange_may_take_several_steps(transport: str) -> None:
+    x, centre, d, seen = start(), start(), np.zeros(LENGTH, F), []
+    for step in range(9):
+        x = x - F(RATE) * slope(step)
+        if step % 3 == 1 and step > 2:  # two steps after the exchange
+            x = x - d
+        if step % 3 == 2:
+            d = F(0.5) * (x - centre)
+            centre = centre + d
+        seen.append(x)
+    with place(transport) as where:
+        walked, _ = walk(where, "easgd", 9, rate=0.5, interval=3, window=2)
+    check((walked, centre), iter(seen), centre)
+
+
+@each_transport
 def test_eamsgd_by_hand(transport: str) -> None:
     x, centre, v, d, seen = start(), start(), np.zeros(LENGTH, F), np.zeros(LENGTH, F), []
     for step in range(6):
@@ -291,6 +307,7 @@ def test_fragments_are_exchanged_in_turn() -> None:
         ("halos", {"merge": 0.0}, "rule.merge=0.0"),
         ("halos", {"group_size": 2}, "rule.group_size=2 of 1 workers"),
         ("dcasgd", {"correction": -1.0}, "rule.correction=-1.0"),
+        ("easgd", {"window": 2}, "rule.window=2 of rule.interval=1"),
         ("ssp", {"staleness": -1}, "rule.staleness=-1"),
         ("eamsgd", {"momentum": 1.0}, "rule.momentum=1.0"),
     ],
