@@ -1,4 +1,4 @@
-"""What classifiers share: logits without side effects, scores, and the check of a setting.
+"""What classifiers share: logits without side effects, and scores.
 
 Shape legend: B batch, C channels, H height, W width, K classes.
 """
@@ -11,16 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dlplatform.errors import UsageError
-
-
-def check(name: str, value: object, good: bool, allowed: str) -> None:
-    """Refuse a setting of a task that cannot work."""
-    if not good:
-        raise UsageError(
-            f"task.{name}={value} cannot work - allowed: {allowed} - do: change task.{name}"
-        )
-
 
 def logits(net: nn.Module, x_BCHW: Tensor) -> Tensor:
     """Return logits_BK in eval mode without gradients, and leave the mode as it was."""
@@ -28,7 +18,8 @@ def logits(net: nn.Module, x_BCHW: Tensor) -> Tensor:
     net.eval()
     try:
         with torch.no_grad():
-            return net(x_BCHW.to(next(net.parameters()).device))  # type: ignore[no-any-return]
+            answer_BK: Tensor = net(x_BCHW.to(next(net.parameters()).device))
+        return answer_BK.float()
     finally:
         net.train(mode)
 

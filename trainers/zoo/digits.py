@@ -61,15 +61,17 @@ class Digits(Task):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything starts."""
-        _check("net", self.net, self.net in ("cnn", "lstm"), "cnn or lstm")
-        _check("batch_size", self.batch_size, self.batch_size >= 1, "1 or more")
-        _check("minibatches", self.minibatches, self.minibatches >= 1, "1 or more")
-        _check("lr", self.lr, self.lr > 0, "above 0")
-        _check("warmup", self.warmup, 0 <= self.warmup < 1, "0 up to, not including, 1")
-        _check("blocks", self.blocks, self.blocks in (1, 2, 3), "1, 2 or 3")
+        from trainers.blocks.settings import check
+
+        check("net", self.net, self.net in ("cnn", "lstm"), "cnn or lstm")
+        check("batch_size", self.batch_size, self.batch_size >= 1, "1 or more")
+        check("minibatches", self.minibatches, self.minibatches >= 1, "1 or more")
+        check("lr", self.lr, self.lr > 0, "above 0")
+        check("warmup", self.warmup, 0 <= self.warmup < 1, "0 up to, not including, 1")
+        check("blocks", self.blocks, self.blocks in (1, 2, 3), "1, 2 or 3")
         for name in ("dropout", "logit_dropout"):
             share = getattr(self, name)
-            _check(name, share, 0 <= share < 1, "0 up to, not including, 1")
+            check(name, share, 0 <= share < 1, "0 up to, not including, 1")
 
     def models(self) -> Models:
         """Build the network with He-initialised weights."""
@@ -119,24 +121,18 @@ class Digits(Task):
 
     def score(self, models: Models, batches: Iterable[Pair]) -> dict[str, float]:
         """Return the accuracy and the mean cross-entropy."""
-        from torch.nn import functional
+        from trainers.blocks.classify import scores
 
-        right, loss, samples = 0, 0.0, 0
-        for x_B1HW, labels in batches:
-            logits = _logits(models["net"], x_B1HW)
-            labels = labels.to(logits.device)
-            right += int((logits.argmax(1) == labels).sum())
-            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-            samples += len(labels)
-        return {"accuracy": right / samples, "loss": loss / samples}
+        return scores(models["net"], batches)
 
     def predict(self, models: Models, raw: Path) -> dict[str, Any]:
         """Return the digit in an image file of any size, dark on light or light on dark."""
+        from trainers.blocks.classify import logits
         from trainers.data.digits import from_ink
         from trainers.pictures.ink import read_ink
 
         x_11HW = from_ink(read_ink(raw), native=not self.data)[None, None] / 255
-        confidence = _logits(models["net"], x_11HW).softmax(1)[0]
+        confidence = logits(models["net"], x_11HW).softmax(1)[0]
         digit = int(confidence.argmax())
         return {"digit": digit, "confidence": round(float(confidence[digit]), 4)}
 
@@ -176,11 +172,12 @@ class Digits(Task):
         """Draw four test digits of each class with the answers, and then the mistakes."""
         import torch
 
+        from trainers.blocks.classify import logits
         from trainers.pictures.answers import Answer, draw_answers
 
         test = self._samples("test")
-        logits = [_logits(models["net"], x_B1HW) for x_B1HW, _ in self.batches("test")]
-        confidence, answer = torch.cat(logits).softmax(1).cpu().max(1)
+        said = [logits(models["net"], x_B1HW) for x_B1HW, _ in self.batches("test")]
+        confidence, answer = torch.cat(said).softmax(1).cpu().max(1)
         columns = (test.labels.tolist(), answer.tolist(), confidence.tolist())
         rows = zip(test.images_NHW.numpy(), *columns, strict=True)
         return draw_answers("Handwritten digits", [Answer(*row) for row in rows])
@@ -200,24 +197,5 @@ class Digits(Task):
         return parts[split]
 
 
-def _check(name: str, value: object, good: bool, allowed: str) -> None:
-    if not good:
-        raise UsageError(f"task.{name}={value} cannot work - allowed: {allowed} - change it")
-
-
 def _pair(samples: Samples) -> Pair:
     return samples.images_NHW[:, None] / 255, samples.labels
-
-
-def _logits(net: nn.Module, x_B1HW: Tensor) -> Tensor:
-    """Return logits in eval mode without gradients, and leave the mode as it was."""
-    import torch
-
-    was_training = net.training
-    net.eval()
-    try:
-        with torch.no_grad():
-            logits: Tensor = net(x_B1HW.to(next(net.parameters()).device))
-        return logits.float()
-    finally:
-        net.train(was_training)

@@ -52,7 +52,7 @@ class Shapes(Task):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything starts."""
-        from trainers.blocks.classify import check
+        from trainers.blocks.settings import check
 
         check("batch_size", self.batch_size, 1 <= self.batch_size <= 4096, "1 to 4096")
         check("minibatches", self.minibatches, self.minibatches >= 1, "1 or more")
@@ -161,7 +161,7 @@ class Shapes(Task):
         return (torch.zeros(1, 1, 20, 20),)
 
     def _pictures(self, split: str) -> Pair:
-        from trainers.blocks.classify import check
+        from trainers.blocks.settings import check
 
         check("split", split, split in COUNTS, ", ".join(COUNTS))
         return pictures(derive(self.seed, split), COUNTS[split], self.noise)
