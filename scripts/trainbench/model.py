@@ -91,13 +91,14 @@ def hybrid(net: Net, compute: float, size: float, group: int, interval: int = 1)
     """Return a step of ``hybrid`` with its groups' gradients in the same boxes.
 
     Members write and read gradients in view. A leader exchanges behind the next step's
-    computation and writes D for its group; each member, the leader too, reads D in view.
+    computation and writes D for its group; each other member reads D in view.
     """
     leaders = -(-net.workers // group)
     inside = 2 * net.one_way(size) if group > 1 else 0.0
     hidden = net.both_ways(size, 4.0, leaders) + net.one_way(size, senders=leaders)
     late = max(0.0, hidden - compute - inside)
-    return compute + inside + (net.one_way(size) + late) / interval
+    taken = net.one_way(size) if group > 1 else 0.0
+    return compute + inside + (taken + late) / interval
 
 
 def hybrid_nodes(net: Net, compute: float, size: float, group: int, interval: int = 1) -> float:
