@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from rulestudy import goodput, plan, real
 from rulestudy.page import write_page
-from rulestudy.problems import PROBLEMS, Trial, run
+from rulestudy.problems import PROBLEMS, TEST_SEEDS, Trial, run
 
 PARTS: dict[str, Callable[[str, dict[str, Any]], dict[str, Trial]]] = {
     "tune": lambda problem, done: plan.tuning(problem),
@@ -39,6 +39,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join([*PARTS, "goodput"]), help="parts, with commas")
     parser.add_argument("--problems", default=",".join(PROBLEMS), help="with commas")
     parser.add_argument("--rules", default="", help="names in the table; empty: all")
+    parser.add_argument("--seeds", type=int, default=len(TEST_SEEDS), help="test seeds, from 0 on")
+    parser.add_argument("--workers", default="", help="numbers of workers, with commas; all")
     parser.add_argument("--minibatches", type=int, default=0, help="of a run, for a quick look")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--page", type=Path, help="write the page and plots of what is in --json")
@@ -60,10 +62,21 @@ def worked(task: tuple[str, Trial]) -> tuple[str, dict[str, Any]]:
     return key, result
 
 
+def same(found: dict[str, Any] | None, trial: Trial) -> bool:
+    """Tell whether a trial was run as it is now: the learning rate may have been chosen anew."""
+    return found is not None and found["factor"] == trial.factor
+
+
 def work_off(trials: dict[str, Trial], done: dict[str, Any], given: argparse.Namespace) -> None:
     """Run what has not been run yet, on all processors; keep what is done in the file."""
     short = {"minibatches": given.minibatches} if given.minibatches else {}
-    waiting = [(key, replace(one, **short)) for key, one in trials.items() if key not in done]
+    few = {int(count) for count in given.workers.split(",") if count} or set(plan.WORKERS)
+    waiting = [
+        (key, replace(one, **short))
+        for key, one in trials.items()
+        if not same(done.get(key), one)
+        and (one.split != "test" or (one.seed < given.seeds and one.workers in few))
+    ]
     with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
         alone = bool(waiting) and waiting[0][0].startswith("real/")  # these have processes of own
         results = map(worked, waiting) if alone else pool.imap_unordered(worked, waiting)

@@ -59,7 +59,7 @@ def tuning(problem: str) -> dict[str, Trial]:
             name, problem, workers, factor, seed, split="val"
         )
         for name, workers in itertools.product(RULES, FACTORS)
-        for factor, seed in itertools.product(FACTORS[workers], TUNING_SEEDS[:1])
+        for factor, seed in itertools.product(FACTORS[workers], TUNING_SEEDS)
     }
     return {f"tune/{problem}/{key}": one for key, one in runs.items()}
 
@@ -70,9 +70,9 @@ def chosen(problem: str, name: str, workers: int, done: dict[str, Any]) -> float
         return 1.0
     best = {}
     for count, factors in FACTORS.items():
-        keys = {f: f"tune/{problem}/{name}/{count}/{f:g}/{TUNING_SEEDS[0]}" for f in factors}
-        seen = {f: (done[key]["accuracy"], -done[key]["loss"]) for f, key in keys.items()}
-        best[count] = max(seen, key=lambda factor: seen[factor])
+        label = f"tune/{problem}/{name}/{count}"
+        runs = {f: [done[f"{label}/{f:g}/{seed}"] for seed in TUNING_SEEDS] for f in factors}
+        best[count] = max(runs, key=lambda f: sum(one["accuracy"] for one in runs[f]))
     share = {1: 0.0, 2: 0.25, 4: 0.5, 8: 0.75, 16: 1.0}[workers]
     return float(best[1] ** (1 - share) * best[16] ** share)
 

@@ -87,7 +87,7 @@ def test_the_study_writes_its_page_and_goes_on_where_it_was(tmp_path: Path) -> N
     )
     assert study(*words, "--only", "tune").returncode == 0
     tuned = json.loads(found.read_text())
-    assert len(tuned) == 8 and all(key.startswith("tune/digits/easgd/") for key in tuned)
+    assert len(tuned) == 16 and all(key.startswith("tune/digits/easgd/") for key in tuned)
     done = study(*words, "--only", "tune,test,slow", "--page", str(page))
     assert done.returncode == 0, done.stderr
     assert "| `easgd` |" in page.read_text()
