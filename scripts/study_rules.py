@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[str, dict[str, Any]], dict[str, Trial]]] = {
     "test": plan.accuracy,
     "slow": plan.stragglers,
     "wire": plan.narrow,
+    "long": plan.longer,
     "real": real.trials,
 }
 

@@ -26,13 +26,14 @@ class Boxes:
         transport: ``shm``, ``tcp`` or ``tls`` (loopback).
         memory: where they take their memory (see ``dlp box --memory``).
         options: further options of ``dlp box``.
+        secret: theirs; empty: made up.
     """
 
     def __init__(
         self, count: int, transport: str = "shm", memory: str = "/dev/shm",
-        options: Sequence[str] = (),
+        options: Sequence[str] = (), secret: str = "",
     ) -> None:  # fmt: skip
-        self.secret, self.options = secrets.token_hex(32), list(options)
+        self.secret, self.options = secret or secrets.token_hex(32), list(options)
         self.processes: list[subprocess.Popen[str]] = []
         self._complaints: list[IO[str]] = []
         self.addresses: list[str] = []
@@ -81,15 +82,15 @@ class Boxes:
             raise EnvironmentMissing(text if process.wait() in (2, 3) else f"box: {text}")
         return str(json.loads(line)["address"])
 
-    def stop(self) -> None:
-        """Cut the lifelines; each box ends once its last worker has left."""
+    def stop(self, patience_s: float = 5.0) -> None:
+        """Cut the lifelines; each box ends once its last worker has left, or is killed."""
         for process in self.processes:
             with contextlib.suppress(OSError):
                 if process.stdin:
                     process.stdin.close()
         for process in self.processes:
             try:
-                process.wait(5)
+                process.wait(patience_s)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -42,7 +42,7 @@ class Leaders:
         if hybrid.rate is not None:
             settings["rate"] = hybrid.rate
         self.rule = find_rule(hybrid.between)(**settings)
-        self.hybrid, self.group, self.cluster = hybrid, hybrid.group, job.cluster
+        self.hybrid, self.group, self.cluster = hybrid, hybrid.group, hybrid.cluster
         self.buffers, self.ready = hybrid.differences, hybrid.ready
         self.steps = self.moved = 0
         if hybrid.leader:

@@ -38,7 +38,7 @@ class Buckets:
 
     def __init__(self, sync: SSGD) -> None:
         self.sync, self.group = sync, sync.group
-        cluster = sync.job.cluster
+        cluster = sync.cluster
         self.clock, self.flow = cluster.clock, cluster.clock.flow()
         size = max(1, round(sync.bucket_mb * MIB / FLOATS_PER_PAGE)) * FLOATS_PER_PAGE
         length = self.group.length

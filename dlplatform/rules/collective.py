@@ -42,7 +42,7 @@ class Collective(ByWorkers):
                 "rule.inner=torch in simulated time - allowed: boxes - do: rule.inner=boxes"
             )
         self.store = self._meet()
-        self.arrived = sync.job.cluster.counter(f"{sync.label}/accumulated")
+        self.arrived = sync.cluster.counter(f"{sync.label}/accumulated")
         self.groups: dict[int, Any] = {}
 
     def _meet(self) -> TCPStore:

@@ -16,6 +16,7 @@ from dlplatform.errors import UsageError
 from dlplatform.rules.asgd import Staleness, check_interval
 from dlplatform.rules.between import Leaders
 from dlplatform.rules.easgd import UpdateThread, moving_rate, take
+from dlplatform.rules.inside import Inside
 from dlplatform.rules.rule import Rule, rule
 from dlplatform.rules.ssgd import SSGD, STALL_S, shared_weights
 
@@ -46,8 +47,11 @@ class Hybrid(Rule):
     """What leaders do: easgd, diloco, quorum or adiloco."""
     wire: str = "fp32"
     """Format in which diloco, quorum and adiloco send a drift."""
-    inner: str = "boxes"
-    """Who averages gradients in a group: boxes, or torch (torch.distributed over gloo)."""
+    inner: str = "auto"
+    """What averages gradients in a group: boxes, host (a box there), torch (gloo), or auto.
+
+    auto: host where that is nearer than the job's boxes.
+    """
     bucket_mb: float = 0.0
     """Send gradients in buckets of so many MiB while backward computes; 0: after it."""
 
@@ -57,18 +61,20 @@ class Hybrid(Rule):
         world = job.world
         groups = places(job, group.name, self.group_size)
         number = next(n for n, ranks in enumerate(groups) if world.rank in ranks)
-        self.group, self.cluster, self.company = group, job.cluster, world.part(groups[number])
+        self.group, self.company = group, world.part(groups[number])
         self.leader = self.company.rank == 0
         self.label = f"{group.name}/group/{number}"
         self.sync = SSGD(bucket_mb=self.bucket_mb, inner=self.inner)
-        self.sync.meet(job, group, self.company, self.label)
+        inside = Inside(job, self.company, self.label, self.inner)
+        self.sync.meet(job, group, self.company, self.label, inside)
+        self.cluster = inside.cluster
         # Two, in turn: the leader may fill one while a slow member still reads the other.
         self.differences = [
-            job.cluster.buffer(f"{self.label}/difference/{n}", group.length, self.leader)
+            self.cluster.buffer(f"{self.label}/difference/{n}", group.length, self.leader)
             for n in range(2)
         ]
-        self.ready = job.cluster.counter(f"{self.label}/ready")
-        self.dealt = job.cluster.counter(f"{self.label}/dealt")
+        self.ready = self.cluster.counter(f"{self.label}/ready")
+        self.dealt = self.cluster.counter(f"{self.label}/dealt")
         self.steps = self.exchanges = self.taken = self.claims = 0
         self.others = None if self.between == "easgd" else Leaders(self, job, groups)
         if self.others:
@@ -143,12 +149,12 @@ class Hybrid(Rule):
         return self.others.rule.states() if self.others and self.leader else {}
 
     def close(self) -> None:
-        """End the threads of the buckets."""
+        """End the threads of the buckets, and leave the box inside the host."""
         self.sync.close()
 
     def finish(self) -> None:
         """Complete the last exchange and end the update thread."""
-        self.close()
+        self.sync.end()
         if self.others:
             self.others.finish()
             return

@@ -10,7 +10,8 @@ workers. Over tcp a region is written once and read once, the boxes do the sums.
 
 ``optimizer`` says who steps instead: the master as in the patent, or the boxes themselves
 (``dlplatform/rules/steps.py``). ``bucket_mb`` lets gradients leave while backward still computes
-(``dlplatform/rules/buckets.py``); ``inner=torch`` leaves the mean to torch.distributed
+(``dlplatform/rules/buckets.py``); ``inner`` brings the exchange into the workers' own host
+(``dlplatform/rules/inside.py``) or leaves it to torch.distributed
 (``dlplatform/rules/collective.py``).
 """
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from dlplatform.errors import PeerLost, UsageError
 from dlplatform.memorybox.counter import SLICE_MS
+from dlplatform.rules.inside import Inside
 from dlplatform.rules.rule import Rule, rule
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 
 STALL_S = 1800.0
 """A worker may evaluate or load for so long before the others give it up."""
-OPTIMIZERS, ORDERS, INNERS = ("worker", "master", "box"), ("rank", "arrival"), ("boxes", "torch")
+OPTIMIZERS, ORDERS = ("worker", "master", "box"), ("rank", "arrival")
+INNERS = "boxes", "host", "auto", "torch"
 
 
 @rule("ssgd")
@@ -47,15 +50,15 @@ class SSGD(Rule):
     bucket_mb: float = 0.0
     """Send gradients in buckets of so many MiB while backward computes; 0: after it."""
     inner: str = "boxes"
-    """Who averages the gradients: boxes, or torch (torch.distributed over gloo)."""
+    """What averages gradients: boxes, host (a box there), auto, or torch (gloo)."""
 
     def start(self, job: Job, group: FlatGroup) -> None:
         """Share rank 0's weights and give every worker a gradient region."""
-        self.meet(job, group, job.world, group.name)
+        self.meet(job, group, job.world, group.name, Inside(job, job.world, group.name, self.inner))
         self.weight = shared_weights(job, group)
         self.way.begin()
 
-    def meet(self, job: Job, group: FlatGroup, world: World, label: str) -> None:
+    def meet(self, job: Job, group: FlatGroup, world: World, label: str, inside: Inside) -> None:
         """Create this worker's gradient region and attach to those of its group."""
         from dlplatform.rules.buckets import Buckets
         from dlplatform.rules.collective import Collective
@@ -63,6 +66,7 @@ class SSGD(Rule):
 
         self._check_settings()
         self.job, self.group, self.world, self.label = job, group, world, label
+        self.inside, self.cluster = inside, inside.cluster
         self.ranks = world.ranks
         self.met, self.steps, self.needed = 0, 0, self.ranks
         self.buckets: Buckets | None = None
@@ -71,13 +75,13 @@ class SSGD(Rule):
             self.way = Collective(self)
             return
         self.regions = [
-            job.cluster.buffer(f"{label}/gradient/{rank}", group.length, rank == world.rank)
+            self.cluster.buffer(f"{label}/gradient/{rank}", group.length, rank == world.rank)
             for rank in range(world.size)
         ]
         self.mine = self.regions[world.rank]
         group.place_grad(self.mine.region, self.mine)
-        self.arrived = job.cluster.counter(f"{label}/accumulated")
-        self.averaged = job.cluster.counter(f"{label}/averaged")
+        self.arrived = self.cluster.counter(f"{label}/accumulated")
+        self.averaged = self.cluster.counter(f"{label}/averaged")
         self.way = {"worker": ByWorkers, "master": ByMaster, "box": ByBoxes}[self.optimizer](self)
         if self.bucket_mb:
             self.buckets = Buckets(self)
@@ -95,9 +99,10 @@ class SSGD(Rule):
                 f"rule.bucket_mb={self.bucket_mb} - allowed: 0 or more - do: 0 to send after "
                 "backward, or 4"
             )
-        if self.inner == "torch" and (self.optimizer != "worker" or self.bucket_mb):
+        buckets = self.inner == "torch" and self.bucket_mb
+        if self.inner != "boxes" and (self.optimizer != "worker" or buckets):
             raise UsageError(
-                f"rule.inner=torch with rule.optimizer={self.optimizer}, rule.bucket_mb="
+                f"rule.inner={self.inner} with rule.optimizer={self.optimizer}, rule.bucket_mb="
                 f"{self.bucket_mb:g} - allowed: worker, 0 - do: rule.inner=boxes"
             )
         if self.bucket_mb and (self.optimizer == "master" or self.order == "arrival"):
@@ -123,6 +128,7 @@ class SSGD(Rule):
 
     def gradients(self) -> None:
         """Replace this worker's gradients by the mean over all who work on this step."""
+        self.cluster.check()
         if self.buckets:
             self.buckets.exchange()
         else:
@@ -172,14 +178,19 @@ class SSGD(Rule):
 
     def finish(self) -> None:
         """Leave the final weights in the boxes (S10)."""
-        self.close()
+        self.end()
         if self.world.rank == 0:
             self.weight.write(self.group.weight_address)
 
-    def close(self) -> None:
+    def end(self) -> None:
         """End the threads of the buckets."""
         if self.buckets:
             self.buckets.close()
+
+    def close(self) -> None:
+        """End the threads of the buckets, and leave the box inside the host."""
+        self.end()
+        self.inside.close()
 
     def report(self) -> dict[str, float]:
         """Return which share of the exchange was hidden behind backward."""

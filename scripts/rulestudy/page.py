@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from rulestudy.plan import RULES, WORKERS
+from rulestudy.plan import LONGER, RULES, TIMES, WIRES, WORKERS
 from rulestudy.problems import PROBLEMS, TEST_SEEDS
 
 BEGIN, END = "<!-- study: written by scripts/study_rules.py -->", "<!-- end of study -->"
@@ -83,6 +83,22 @@ def wires(done: Done) -> list[str]:
     return lines
 
 
+def longer(done: Done) -> list[str]:
+    """Return accuracy with 16 workers beside runs that train several times as many minibatches."""
+    lines = [
+        "| rule | " + " | ".join(f"{p} | {TIMES} x as long" for p in PROBLEMS) + " |",
+        "| --- |" + " ---: | ---: |" * len(PROBLEMS),
+    ]
+    for name, workers in [("alone", 1), *((name, 16) for name in LONGER)]:
+        cells = []
+        for problem in PROBLEMS:
+            keys = [key for key in done if key.startswith(f"long/{problem}/{name}/")]
+            cells.append(shown(accuracies(done, problem, name, workers)))
+            cells.append(shown([done[key]["accuracy"] for key in keys]))
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return lines
+
+
 def goodput(done: Done) -> list[str]:
     """Return goodput by the size of the job."""
     lines = [
@@ -111,6 +127,8 @@ def write_page(done: Done, page: Path) -> None:
     parts = [line for problem in PROBLEMS for line in [*table(done, problem), ""]]
     if any(key.startswith("wire/") for key in done):
         parts += ["## Bytes against accuracy", "", *wires(done), ""]
+    if any(key.startswith("long/") for key in done):
+        parts += ["## Longer runs, 16 workers", "", *longer(done), ""]
     if any(key.startswith("real/") for key in done):
         parts += ["## Real processes", "", *real(done), ""]
     if "goodput" in done:
@@ -123,7 +141,7 @@ def write_page(done: Done, page: Path) -> None:
 
 
 def draw(done: Done, path: Path) -> None:
-    """Draw accuracy against workers, and loss against time with a straggler."""
+    """Draw accuracy against workers, loss against time with a straggler, bytes against accuracy."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -131,33 +149,55 @@ def draw(done: Done, path: Path) -> None:
 
     problems = [problem for problem in PROBLEMS if accuracies(done, problem, "alone", 1)]
     figure, axes = plt.subplots(
-        2, len(problems), figsize=(7 * len(problems), 10), squeeze=False, layout="constrained"
+        3, len(problems), figsize=(7 * len(problems), 14), squeeze=False, layout="constrained"
     )
     colours = dict(zip(RULES, plt.get_cmap("tab20").colors, strict=False))
     for column, problem in enumerate(problems):
-        upper, lower = axes[0][column], axes[1][column]
+        workers, seconds, sent = axes[0][column], axes[1][column], axes[2][column]
         alone = 100 * statistics.mean(accuracies(done, problem, "alone", 1))
-        upper.axhline(alone, color="black", ls="--", lw=1, label="alone")
+        for one in (workers, sent):
+            one.axhline(alone, color="black", ls="--", lw=1, label="alone")
+            one.set(ylabel="test accuracy in %", ylim=(max(0, alone - 12), alone + 2))
         for name in RULES:
             values = [(p, accuracies(done, problem, name, p)) for p in WORKERS]
             points = [(p, 100 * statistics.mean(seen)) for p, seen in values if seen]
             if points:
-                upper.plot(*zip(*points, strict=True), "o-", ms=3, color=colours[name], label=name)
+                workers.plot(
+                    *zip(*points, strict=True), "o-", ms=3, color=colours[name], label=name
+                )
             slow = done.get(f"slow/{problem}/{name}")
             if slow and slow["curve"]:
                 at, _, loss = zip(*slow["curve"], strict=True)
-                lower.plot(at, loss, color=colours[name], label=name)
-        upper.set(
-            title=f"{problem}: equal minibatches", xscale="log", xlabel="workers",
-            ylabel="test accuracy in %", ylim=(max(0, alone - 12), alone + 2),
-        )  # fmt: skip
-        upper.set_xticks(WORKERS, [str(p) for p in WORKERS])
-        lower.set(
+                seconds.plot(at, loss, color=colours[name], label=name)
+            for style, bytes_, accuracy in carried(done, problem, name):
+                sent.plot(bytes_, accuracy, style, ms=5, color=colours[name], label=name)
+        workers.set(title=f"{problem}: equal minibatches", xscale="log", xlabel="workers")
+        workers.set_xticks(WORKERS, [str(p) for p in WORKERS])
+        seconds.set(
             title=f"{problem}: 8 workers, one four times as slow", yscale="log",
             xlabel="simulated seconds", ylabel="test loss", ylim=(None, 2.5),
         )  # fmt: skip
-        for one in (upper, lower):
+        sent.set(title=f"{problem}: 8 workers", xscale="log", xlabel="MB sent by a worker")
+        for one in (workers, seconds, sent):
             one.grid(alpha=0.3)
-            one.legend(fontsize=7, ncols=2)
+            handles = dict(zip(*reversed(one.get_legend_handles_labels()), strict=True))
+            one.legend(handles.values(), handles.keys(), fontsize=7, ncols=2)
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def carried(done: Done, problem: str, name: str) -> list[tuple[str, list[float], list[float]]]:
+    """Return MB sent by one of eight workers and accuracy: with whole and with narrow payloads."""
+
+    def points(prefixes: list[str]) -> tuple[list[float], list[float]]:
+        runs = [[done[key] for key in done if key.startswith(prefix)] for prefix in prefixes]
+        runs = [seeds for seeds in runs if seeds]
+        return (
+            [statistics.mean(one["sent"] for one in seeds) / 1e6 for seeds in runs],
+            [100 * statistics.mean(one["accuracy"] for one in seeds) for seeds in runs],
+        )
+
+    return [
+        ("o", *points([f"test/{problem}/{name}/8/"])),
+        ("x--", *points([f"wire/{problem}/{name}/{wire}/" for wire in WIRES])),
+    ]

@@ -68,7 +68,7 @@ PROBLEMS = {
     problem.name: problem
     for problem in (
         Problem("digits", _mlp, digits, 0.1, 3000),
-        Problem("shapes", _cnn, shapes, 0.1, 4000),
+        Problem("shapes", _cnn, shapes, 0.1, 8000, batch=8),
     )
 }
 
@@ -82,8 +82,9 @@ class Trial:
     fields: dict[str, Any] = field(default_factory=dict)
     workers: int = 1
     factor: float = 1.0
-    """Of the learning rate, beside what suits one worker."""
+    """Of the learning rate, beside what suits one worker: of rate / (1 - momentum)."""
     momentum: float = 0.0
+    """Of the workers' SGD."""
     seed: int = 0
     fleet: dict[str, Any] = field(default_factory=dict)
     split: str = "test"
@@ -158,7 +159,7 @@ class Worker:
         self.group = FlatGroup("main", self.model.parameters())
         self.judged = FlatGroup("judge", self.judge.parameters())
         self.rule = find_rule(trial.rule)(**trial.fields)
-        self.peak = problem.lr * trial.factor
+        self.peak = problem.lr * trial.factor * (1.0 - trial.momentum)
         self.optimizer = torch.optim.SGD(
             self.group.parameters, lr=self.peak, momentum=trial.momentum
         )

@@ -1,10 +1,10 @@
 """Rows of scaling: 1 to 8 emulated accelerators, tcp boxes behind shaped links of namespaces.
 
-Every worker and every box is a host of its own with a link of 200 Mbit/s each way. A step
-sleeps so long that (bytes / rate of a box's link) : (computation) is what was published for
-ShmCaffe: Inception-v1 with batch 60 took 23 h for 15 epochs on one GPU, 258.6 ms a step; its
-53.5 MB pass the memory server's 6.7 GB/s in 8.0 ms. So one vector on the link takes 3.1 % of
-a step. VGG16: 389.8 ms, 553 MB, 82.5 ms, 21 %.
+Every host has a link of 200 Mbit/s each way; a box has a host of its own, and so has a worker,
+or two. A step sleeps so long that (bytes / rate of a box's link) : (computation) is what was
+published for ShmCaffe: Inception-v1 with batch 60 took 23 h for 15 epochs on one GPU, 258.6 ms a
+step; its 53.5 MB pass the memory server's 6.7 GB/s in 8.0 ms. So one vector on the link takes
+3.1 % of a step. VGG16: 389.8 ms, 553 MB, 82.5 ms, 21 %.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ PEER = "n times one worker without communication"
 
 @dataclass(frozen=True)
 class Case:
-    """One emulated training: a rule, its settings, how many workers and boxes, what published."""
+    """One emulated training: a rule, its settings, how many workers and boxes, what published.
+
+    ``per_host``: workers that share a host, and with it a link.
+    """
 
     rule: str
     workers: int
@@ -43,6 +46,7 @@ class Case:
     net: str = "Inception-v1"
     settings: dict[str, Any] = field(default_factory=dict)
     required: float | None = None
+    per_host: int = 1
 
     @property
     def compute(self) -> float:
@@ -60,6 +64,8 @@ class Case:
         words = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         text = f"{self.rule}{f' ({words})' if words else ''}"
         workers = f"{self.workers} worker{'s' * (self.workers > 1)}"
+        if self.per_host > 1:
+            workers += f" on {self.workers // self.per_host} hosts"
         boxes = f"{self.boxes} box{'es' * (self.boxes > 1)}"
         return f"{self.net}, {workers}, {boxes}: {text}"
 
@@ -68,8 +74,9 @@ class Case:
         net = model.Net(self.workers, self.boxes, RATE, RATE)
         size, compute = self.size, self.compute
         if self.rule == "hybrid":
-            group = self.settings["group_size"]
-            return compute / model.hybrid(net, compute, size, min(group, self.workers))
+            group = min(self.settings["group_size"], self.workers)
+            step = model.hybrid if group > self.per_host else model.hybrid_nodes
+            return compute / step(net, compute, size, group)
         return compute / {"easgd": model.easgd, "ssgd": model.ssgd}[self.rule](net, compute, size)
 
 
@@ -77,7 +84,8 @@ CASES = (
     *(Case("easgd", n, required=0.97) for n in (1, 2, 4, 8)),
     *(Case("hybrid", n, settings={"group_size": 1}, required=0.97) for n in (2, 8)),
     Case("hybrid", 8, 4, settings={"group_size": 1}, required=0.97),
-    Case("hybrid", 8, 4, settings={"group_size": 2}, required=0.97),
+    *(Case("hybrid", 8, n, settings={"group_size": 2}, required=0.97, per_host=2) for n in (1, 4)),
+    Case("hybrid", 8, 4, settings={"group_size": 2}),
     Case("ssgd", 8),
     Case("ssgd", 8, 4),
     Case("easgd", 8, 1, "VGG16"),
@@ -128,7 +136,7 @@ class Network:
         self.secret, self.jobs = secret.read_text().strip(), 0
 
     def run(self, case: Case, minibatches: int, computes: Sequence[float] = ()) -> list[Result]:
-        """Run a case, each worker on a host of its own."""
+        """Run a case, its workers on the first hosts."""
         self.jobs += 1
         more = {
             "rule": case.rule, "settings": case.settings, "floats": FLOATS[case.net],
@@ -138,7 +146,9 @@ class Network:
         plan = Plan(
             self.addresses[: case.boxes], self.secret, case.workers, more, f"case{self.jobs}"
         )
-        return play(plan, "emulate", place=lambda rank, line: self.hosts.line(rank, *line))
+        return play(
+            plan, "emulate", place=lambda rank, line: self.hosts.line(rank // case.per_host, *line)
+        )
 
 
 @contextmanager

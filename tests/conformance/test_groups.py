@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ from tinyjobs import attach, place, together
 from tinytask import network
 from torch import Tensor
 
+from dlplatform.errors import PeerLost, UsageError
 from dlplatform.job import Job
 from dlplatform.rules.hybrid import Hybrid
 from dlplatform.transports.fleet import Fleet, compute, simulate
@@ -64,6 +67,59 @@ def test_a_group_of_hybrid_is_a_host(
     assert [ranks for ranks, _ in results] == members
     for rank, (ranks, weights) in enumerate(results):
         assert torch.equal(weights, results[ranks[0]][1]), rank
+
+
+@pytest.mark.parametrize("inner", ["auto", "host", "boxes"])
+def test_a_group_on_one_host_exchanges_inside_it(inner: str) -> None:
+    """Over tcp nothing of a group is in the job's boxes, unless it is to be there."""
+
+    def body(job: Job) -> bool:
+        net = attach(job, "hybrid", network(job.rank, WIDE), MAKES["momentum"], inner=inner)
+        for step in range(STEPS):
+            net.step(loss_of(net.model, step))
+        names = ("gradient/0", "difference/1")
+        board = [job.cluster.glance(f"buffer/main/group/0/{name}") for name in names]
+        net.rule.finish()
+        assert len({one is None for one in board}) == 1
+        return board[0] is None
+
+    with place("tcp") as where:
+        assert together(4, where, body) == [inner != "boxes"] * 4
+
+
+@pytest.mark.parametrize(("inner", "refused"), [("host", True), ("auto", False)])
+def test_a_group_over_hosts_needs_the_boxes(
+    inner: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = threading.local()
+    monkeypatch.setattr("dlplatform.rules.inside.place", lambda: str(here.host))
+
+    def body(job: Job) -> bool:
+        here.host = job.rank
+        net = attach(job, "hybrid", network(job.rank, WIDE), MAKES["momentum"], inner=inner)
+        net.step(loss_of(net.model, 0))
+        net.rule.finish()
+        return cast(Hybrid, net.rule).cluster is job.cluster
+
+    with place("tcp") as where:
+        if refused:
+            with pytest.raises(UsageError, match=r"rule\.inner=host with a group on 2 hosts"):
+                together(2, where, body)
+        else:
+            assert together(2, where, body) == [True, True]
+
+
+def test_the_box_of_a_group_is_killed() -> None:
+    def body(job: Job) -> None:
+        net = attach(job, "hybrid", network(job.rank, WIDE), MAKES["momentum"])
+        for step in range(100):
+            if step == 3 and (box := cast(Hybrid, net.rule).sync.inside.box):
+                box.processes[0].kill()
+            net.step(loss_of(net.model, step))
+            time.sleep(0.02)
+
+    with place("tcp") as where, pytest.raises(PeerLost, match=r"memory box shm://.* is gone"):
+        together(2, where, body)
 
 
 @pytest.mark.parametrize("transport", ["inproc", "tcp"])

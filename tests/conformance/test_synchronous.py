@@ -23,6 +23,8 @@ EXACT: list[dict[str, Any]] = [
     {"optimizer": "master"},
     {"bucket_mb": 0.008},
     {"bucket_mb": 1000},
+    {"inner": "host"},
+    {"inner": "host", "bucket_mb": 0.008},
 ]
 CLOSE: list[dict[str, Any]] = [
     {"optimizer": "box"},
@@ -256,10 +258,11 @@ def test_the_others_see_that_a_worker_died(transport: str, fields: dict[str, Any
     [
         ({"optimizer": "boxes"}, torch.optim.SGD, "rule.optimizer=boxes - allowed: worker, "),
         ({"order": "size"}, torch.optim.SGD, "rule.order=size - allowed: rank, arrival"),
-        ({"inner": "mpi"}, torch.optim.SGD, "rule.inner=mpi - allowed: boxes, torch"),
+        ({"inner": "mpi"}, torch.optim.SGD, "rule.inner=mpi - allowed: boxes, host, auto, torch"),
         ({"bucket_mb": -1}, torch.optim.SGD, "rule.bucket_mb=-1 - allowed: 0 or more"),
         ({"bucket_mb": 1, "optimizer": "master"}, torch.optim.SGD, "rule.bucket_mb=1 with "),
         ({"inner": "torch", "optimizer": "box"}, torch.optim.SGD, "rule.inner=torch with "),
+        ({"inner": "host", "optimizer": "box"}, torch.optim.SGD, "rule.inner=host with "),
         ({"optimizer": "box"}, torch.optim.RMSprop, "RMSprop cannot be done by memory boxes"),
         (
             {"optimizer": "box"},
