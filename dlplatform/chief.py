@@ -176,7 +176,7 @@ class Chief:
         self._judge()
         scores = trainer.judge.score("test")
         result = report.result(trainer, scores, seconds)
-        image = trainer.task.picture(trainer.judge.models)
+        image = trainer.task.picture(trainer.judge.on_host())
         if image is not None:
             self.board.image("val/prediction", image, trainer.total)
         self.board.hparams(trainer.settings, scores)

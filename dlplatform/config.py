@@ -64,6 +64,8 @@ class RunConfig:
 
     Longer than any step, or slow steps are done twice; a worker that hangs delays the end so long.
     """
+    device: str = "auto"
+    """Where networks are trained: cpu, cuda (the host's GPUs in turn), cuda:N, or auto."""
     threads: int = 0
     """Compute threads of one worker; 0: cores / workers on this host."""
     progress: str = "auto"
@@ -202,6 +204,11 @@ CHECKS: Mapping[str, Check] = {
     "run.accumulate": _whole(1, 32, 1),
     "run.ema": _real(lambda v: 0 <= v < 1, "0 up to, not including, 1", 0.999),
     "run.lease_s": _real(lambda v: 0 <= v < math.inf, "0 or more", 60),
+    "run.device": Check(
+        lambda v: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(v))),
+        "auto, cpu, cuda, cuda:N",
+        "auto",
+    ),
     "run.threads": _whole(0, 4096, 0),
     "pipeline.schedule": _choice("1f1b", "async"),
     "pipeline.microbatches": _whole(1, 1024, 4),
@@ -258,6 +265,11 @@ def _check_stages(config: Mapping[str, Any], task: Any) -> None:
                 f"{key}={value} with stages={stages} - allowed: {key}={usual} - do: use larger "
                 "minibatches and more pipeline.microbatches, or stages=1"
             )
+    if (where := str(config["run"]["device"])) not in ("auto", "cpu"):
+        raise UsageError(
+            f"run.device={where} with stages={stages} - allowed: run.device=cpu - do: leave it "
+            "out, or stages=1"
+        )
     if type(task).split is Task.split:
         task.split({}, stages)  # says why not
 

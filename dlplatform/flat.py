@@ -1,6 +1,7 @@
 """FlatGroup: the weights of a parameter group as views of one vector, its gradients of another.
 
-An exchange is then one call on one address: no flatten, no copy, no loop over tensors.
+An exchange is then one call on one address: no flatten, no copy, no loop over tensors. The vectors
+of a group on a GPU are there (``dlplatform/device.py``), and rules work on a copy in host memory.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dlplatform.memorybox.memory import Memory
 from kernels import cpu
 
 if TYPE_CHECKING:
+    from dlplatform.device import Locked
     from dlplatform.rules.descent import Descent
 
 ALIGN = 16  # floats: every parameter starts on a cache line
@@ -40,7 +42,7 @@ class FlatGroup:
 
     Args:
         name: names the group's buffers in the boxes.
-        parameters: fp32 parameters on the CPU.
+        parameters: fp32 parameters on the CPU; ``FlatGroup.of`` takes those of a GPU, too.
     """
 
     describe: Callable[[], Descent]
@@ -66,6 +68,21 @@ class FlatGroup:
                 p.data = view
         self._hold_grad()
 
+    @staticmethod
+    def of(name: str, parameters: Iterable[nn.Parameter]) -> FlatGroup:
+        """Return a group for parameters where they are: on the CPU, or on one GPU."""
+        parameters = list(parameters)
+        if all(p.device.type == "cpu" for p in parameters):
+            return FlatGroup(name, parameters)
+        from dlplatform.device import DeviceGroup
+
+        return DeviceGroup(name, parameters)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the parameters are."""
+        return self.parameters[0].device
+
     def _check(self) -> None:
         if not self.parameters:
             raise UsageError(
@@ -73,10 +90,11 @@ class FlatGroup:
                 "requires_grad, or leave the group out"
             )
         for p in self.parameters:
-            if p.dtype != torch.float32 or p.device.type != "cpu":
+            if p.dtype != torch.float32 or p.device != self.device:
                 raise UsageError(
                     f"group {self.name} has a parameter in {p.dtype} on {p.device} - allowed: "
-                    "torch.float32 on cpu - do: use run.precision for lower precision"
+                    f"torch.float32 on {self.device}, where the first one is - do: use "
+                    "run.precision for lower precision, one device for one group"
                 )
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -156,6 +174,44 @@ class FlatGroup:
     def copy_weight(self, into: int) -> None:
         """Copy the weights to the memory at address ``into``."""
         cpu.copy(into, self.weight_address, 4 * self.length)
+
+    # -- the host's copy, where the vectors are elsewhere ------------------------------------
+
+    def changed(self) -> None:
+        """Take note that the optimizer has changed the weights."""
+
+    def give_back(self) -> None:
+        """Bring weights back that a rule may have changed on the host."""
+
+    def hand_over(self) -> int:
+        """Begin to bring the weights of now to the host; return where they will be."""
+        return self.weight_address
+
+    def landed(self) -> None:
+        """Wait until what was handed over is on the host."""
+
+    def settle(self) -> None:
+        """Keep the optimizer from changing weights that are still being handed over."""
+
+    def lift(self, address: int) -> None:
+        """Bring a vector of the host to where the weights are, ahead of ``take``."""
+
+    def take(self, address: int) -> None:
+        """Subtract a vector of the host from the weights."""
+        cpu.run("axpy", self.weight_address, address, self.length, -1.0)
+
+    def room(self) -> Memory | Locked:
+        """Return host memory of the group's length from which copies are quick."""
+        return Memory(self.length)
+
+    def export_grad(self, start: int = 0, count: int | None = None) -> None:
+        """Bring gradients to the host."""
+
+    def import_grad(self, start: int = 0, count: int | None = None) -> None:
+        """Bring gradients back from the host."""
+
+    def close(self) -> None:
+        """Let go of memory that others unmap."""
 
     def norm(self, address: int) -> float:
         """Return the Euclidean norm of a vector of the group's length."""

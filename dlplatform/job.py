@@ -122,6 +122,7 @@ class Job:
         group.flat = rule.reads_gradients
         group.zero_grad()
         rule.start(seen or self, group)
+        group.give_back()
         self.groups[group.name] = group, rule
 
         def before(*_: Any) -> None:
@@ -129,12 +130,15 @@ class Job:
             if group.flat:
                 group.collect_grad()
             rule.gradients()
+            group.settle()
             self.seconds += self.cluster.clock.now() - begin
 
         def after(*_: Any) -> None:
             begin = self.cluster.clock.now()
             self.cluster.check()
+            group.changed()
             rule.weights()
+            group.give_back()
             self.work.done()
             self.seconds += self.cluster.clock.now() - begin
 
@@ -144,8 +148,9 @@ class Job:
 
     def finish(self) -> None:
         """Push what is left of every group and tell the others."""
-        for _, rule in self.groups.values():
+        for group, rule in self.groups.values():
             rule.finish()
+            group.give_back()
         self.cluster.finished()
 
     def wait_for_all(self) -> None:
@@ -158,8 +163,9 @@ class Job:
 
     def close(self) -> None:
         """Leave the boxes; those started here end with their last worker."""
-        for _, rule in self.groups.values():
+        for group, rule in self.groups.values():
             rule.close()
+            group.close()
         self.cluster.close()
         if self.boxes is not None:
             self.boxes.stop()
@@ -253,7 +259,7 @@ def distribute(
             f"{strange} of the optimizer's {len(parameters)} parameters are not the model's - "
             "allowed: 0 - do: pass the model this optimizer trains"
         )
-    _current[0].attach(optimizer, FlatGroup(name, parameters), rule)
+    _current[0].attach(optimizer, FlatGroup.of(name, parameters), rule)
     return optimizer
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dlplatform.device import moved
 from dlplatform.flat import FlatGroup
 from dlplatform.pipeline.cut import Cut
 
@@ -34,7 +35,7 @@ class Judge:
         self.cut = cut or Cut(task)
         self.modules = self.cut.modules(self.models)
         self.groups = {
-            name: FlatGroup(name, parameters)
+            name: FlatGroup.of(name, parameters)
             for name, parameters in self.cut.groups(self.models).items()
         }
         self.raw: dict[str, Tensor] = {}
@@ -51,6 +52,7 @@ class Judge:
         """Bring the job's weights (or the averages) and this worker's buffers here."""
         for name, (_, rule) in groups.items():
             rule.master(self.groups[name].weight_address)
+            self.groups[name].give_back()
             if self.decay:
                 self.raw[f"{name}/raw/weight"] = self.groups[name].weight.clone()
                 self.groups[name].weight.copy_(self.average[name])
@@ -64,5 +66,13 @@ class Judge:
         """Return the task's scores on a split."""
         for model in self.models.values():
             model.eval()
+        where = next(iter(self.groups.values())).device
         with torch.no_grad():
-            return self.task.score(self.models, self.task.batches(split))
+            batches = (moved(batch, where) for batch in self.task.batches(split))
+            return self.task.score(self.models, batches)
+
+    def on_host(self) -> Models:
+        """Return the judged networks on the CPU, for pictures."""
+        if all(group.device.type == "cpu" for group in self.groups.values()):
+            return self.models
+        return {name: copy.deepcopy(model).cpu() for name, model in self.models.items()}

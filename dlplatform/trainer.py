@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from dlplatform import checkpoint, report
+from dlplatform import checkpoint, device, report
 from dlplatform.checkpoint import Checkpoint, make_task
 from dlplatform.chief import Chief
 from dlplatform.config import ClusterConfig, PipelineConfig, RunConfig
@@ -50,6 +50,9 @@ class Trainer:
         self.task = make_task({**settings["task"], "seed": self.seed})
         torch.manual_seed(derive(self.seed, "init"))
         self.models = self.task.models()
+        self.device = device.choose(self.run.device, world, int(settings.get("stages", 1)))
+        for model in self.models.values():
+            model.to(self.device)
         self.saved = self._saved()
         self.cut = Cut(self.task, world, int(settings.get("stages", 1)))
         self.pipeline = PipelineConfig(**settings.get("pipeline", {}))
@@ -87,7 +90,10 @@ class Trainer:
                 name: cast(nn.Module, torch.compile(model)) for name, model in self.models.items()
             }
         self.autocast = torch.autocast(
-            "cpu", torch.bfloat16, enabled=self.run.precision == "bf16", cache_enabled=False
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.run.precision == "bf16",
+            cache_enabled=False,
         )
         self.stage = Stage(self) if self.cut.stages > 1 else None
 
@@ -138,7 +144,7 @@ class Trainer:
         self.optimizers = {}
         self.rates: dict[str, list[float]] = {}
         for name, parameters in self.cut.groups(self.models).items():
-            group = FlatGroup(name, parameters)
+            group = FlatGroup.of(name, parameters)
             if self.saved and f"{name}/raw/weight" in self.saved.moments:
                 group.weight.copy_(self.saved.moments[f"{name}/raw/weight"])
             optimizer = self.task.optimizer(self.cut.origin(name), group.parameters)
@@ -212,7 +218,7 @@ class Trainer:
 
     def _losses(self, number: int) -> Iterator[tuple[str, Tensor | Terms]]:
         """Yield the task's losses of a minibatch, computed in the run's precision."""
-        batch = self.task.batch("train", number)
+        batch = device.moved(self.task.batch("train", number), self.device)
         losses = self.task.losses(self.forward, batch)
         while True:
             with self.autocast:

@@ -34,8 +34,11 @@ GROUPS = {
     "digits": ("accuracy.rows", "seconds to 97 % test accuracy beside torch DDP"),
     "local": ("local.rows", "local SGD beside Accelerate and torchft"),
     "scaling": ("scaling.rows", "1 to 8 emulated accelerators behind shaped links (needs root)"),
+    "gpu": ("contest.gpu", "a transformer on a GPU that two workers share (needs a GPU)"),
     "uneven": ("scaling.speeds", "workers of 1x, 2x and 4x speed (needs root)"),
 }
+USUAL = [name for name in GROUPS if name != "gpu"]
+"""What is measured where nothing is named."""
 REFUSED = 3
 
 
@@ -60,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="environments of the peers (default: %(default)s)")  # fmt: skip
     add("--install-peers", action="store_true", help="make those environments, then end")
     options = p.parse_args(argv)
-    options.groups = [name for name in options.only.split(",") if name] or list(GROUPS)
+    options.groups = [name for name in options.only.split(",") if name] or USUAL
     options.peers = options.peers.expanduser()
     return options
 

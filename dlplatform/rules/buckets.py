@@ -153,6 +153,7 @@ class Buckets:
                 if self.ended:
                     return
                 bucket = min(self.ready)
+            self.group.export_grad(*self.spans[bucket])
             self.sync.mine.write(0, *self.spans[bucket])
             self.posted[bucket].add(1)
             with self.flow:

@@ -1,4 +1,4 @@
-"""Collective: the mean gradient by torch.distributed instead of the boxes (gloo).
+"""Collective: the mean gradient by torch.distributed instead of the boxes (gloo, NCCL).
 
 The process group is an object of its own beside torch's default one: several jobs, or workers
 that are threads, may live in one process. Its members find each other through the job's notice
@@ -77,13 +77,29 @@ class Collective(ByWorkers):
 
     def _members(self, present: int) -> Any:
         """Return the process group of the first members, made when all of them are here."""
-        from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo
+        from torch._C import _distributed_c10d as c10d
 
         if present not in self.groups:
-            store = PrefixStore(f"{present}", self.store)
-            rank = self.sync.world.rank
-            self.groups[present] = ProcessGroupGloo(store, rank, present, PATIENCE)
+            place = c10d.PrefixStore(f"{present}", self.store), self.sync.world.rank, present
+            if self._apart(present):
+                options = c10d.ProcessGroupNCCL.Options()
+                options._timeout = PATIENCE
+                self.groups[present] = c10d.ProcessGroupNCCL(*place, options)
+            else:
+                self.groups[present] = c10d.ProcessGroupGloo(*place, PATIENCE)
         return self.groups[present]
+
+    def _apart(self, present: int) -> bool:
+        """Tell whether every member has a GPU of its own, as NCCL wants it."""
+        import torch
+
+        device, mine = self.group.device, ""
+        if device.type == "cuda" and torch.distributed.is_nccl_available():
+            mine = str(torch.cuda.get_device_properties(device).uuid)
+        cluster, notice = self.sync.job.cluster, f"{self.sync.label}/gpu/{present}"
+        cluster.publish(f"{notice}/{self.sync.world.rank}", mine)
+        gpus = {cluster.lookup(f"{notice}/{rank}") for rank in range(present)}
+        return len(gpus) == present and "" not in gpus
 
     def _wait(self, work: Any) -> None:
         """Wait, and look now and then whether somebody has died."""

@@ -122,6 +122,7 @@ class Descent:
         vectors = [torch.empty(self.group.length) for _ in states]
         for vector, state in zip(vectors, states, strict=True):
             state.read(vector.data_ptr())
+        vectors = [vector.to(self.group.device) for vector in vectors]
         for parts in zip(self.group.parameters, *map(self.group.views, vectors), strict=True):
             found = dict(zip(self.kept, parts[1:], strict=True))
             step = {"step": torch.tensor(float(number))} if self.op == "adam" else {}

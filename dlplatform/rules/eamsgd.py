@@ -39,7 +39,6 @@ class EAMSGD(EASGD):
             )
         self._x, self._velocity = Memory(group.length), Memory(group.length)
         super().start(job, group)
-        self.at = self._x.address
 
     def gradients(self) -> None:
         """Wait for the exchange under way, and keep the point where gradients were computed."""
@@ -56,6 +55,12 @@ class EAMSGD(EASGD):
         super().weights()
         cpu.copy(ahead, x, 4 * n)
         cpu.run("axpy", ahead, v, n, delta)
+
+    def _send(self, change: bool = False) -> int:
+        return self._x.address
+
+    def _subtract(self, difference: int) -> None:
+        cpu.run("axpy", self._x.address, difference, self.group.length, -1.0)
 
     def finish(self) -> None:
         """Complete the last exchange; the weights are x now."""

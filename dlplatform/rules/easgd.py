@@ -114,20 +114,20 @@ class EASGD(Rule):
                 "interval - do: rule.window=1"
             )
         self.group, self.steps, self.age = group, 0, 0
-        self.at = group.weight_address
         self.moving_rate = moving_rate(self.rate, job.world.size)
         self.cluster, self.members = job.cluster, job.world.members
         self.company, self.known = job.cluster.counter(COMPANY), -1
         self.centre = shared_weights(job, group)
         self.staleness = Staleness(self.centre)
         self.pending = False
-        self.difference = Memory(group.length)
+        self.difference, self.sent = group.room(), 0
         self.copy = Memory(group.length) if self.overlap and self.window > 1 else None
         self.update = UpdateThread(self._exchange, job.cluster.clock) if self.overlap else None
 
     def _exchange(self) -> None:
-        x = self.copy.address if self.copy else self.at
-        self.centre.difference(self._rate(), x, self.difference.address)
+        self.group.landed()
+        self.centre.difference(self._rate(), self.sent, self.difference.address)
+        self.group.lift(self.difference.address)
         self.staleness.count()
 
     def _rate(self) -> float:
@@ -153,19 +153,29 @@ class EASGD(Rule):
         if self.steps % self.interval:
             return
         if self.update:
+            self.sent = self._send()
             if self.copy:
-                cpu.copy(self.copy.address, self.at, 4 * self.group.length)
+                self.group.landed()
+                cpu.copy(self.copy.address, self.sent, 4 * self.group.length)
+                self.sent = self.copy.address
             self.update.wake()
             self.pending, self.age = True, 0
         else:
-            self.centre.elastic(self._rate(), self.at)
+            self.centre.elastic(self._rate(), self._send(True))
             self.staleness.count()
+
+    def _send(self, change: bool = False) -> int:
+        """Return where x is, for an exchange that only reads it, or for one that changes it."""
+        return self.group.weight_address if change else self.group.hand_over()
 
     def _take(self) -> None:
         if self.update:
             self.update.join()
-        take(self.group, self.difference.address, self.at)
+        self._subtract(self.difference.address)
         self.pending = False
+
+    def _subtract(self, difference: int) -> None:
+        self.group.take(difference)
 
     def master(self, into: int) -> None:
         """Copy the centre."""
@@ -197,8 +207,3 @@ def moving_rate(rate: float | None, workers: int) -> float:
     if not 0 <= rate <= 1:
         raise UsageError(f"rule.rate={rate} - allowed: 0 to 1 - do: leave it out for 0.9 / workers")
     return rate
-
-
-def take(group: FlatGroup, difference: int, x: int = 0) -> None:
-    """Take D off the group's weights, or off x instead: x = x - D."""
-    cpu.run("axpy", x or group.weight_address, difference, group.length, -1.0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dlplatform.errors import UsageError
 from dlplatform.rules.asgd import Staleness, check_interval
 from dlplatform.rules.between import Leaders
-from dlplatform.rules.easgd import UpdateThread, moving_rate, take
+from dlplatform.rules.easgd import UpdateThread, moving_rate
 from dlplatform.rules.inside import Inside
 from dlplatform.rules.rule import Rule, rule
 from dlplatform.rules.ssgd import SSGD, STALL_S, shared_weights
@@ -75,7 +75,7 @@ class Hybrid(Rule):
         ]
         self.ready = self.cluster.counter(f"{self.label}/ready")
         self.dealt = self.cluster.counter(f"{self.label}/dealt")
-        self.steps = self.exchanges = self.taken = self.claims = 0
+        self.steps = self.exchanges = self.taken = self.claims = self.sent = 0
         self.others = None if self.between == "easgd" else Leaders(self, job, groups)
         if self.others:
             return
@@ -86,8 +86,9 @@ class Hybrid(Rule):
 
     def _exchange(self) -> None:
         difference = self.differences[self.exchanges % 2]
-        x = self.group.weight_address
-        self.centre.difference(self.moving_rate, x, difference.region)
+        self.group.landed()
+        self.centre.difference(self.moving_rate, self.sent, difference.region)
+        self.group.lift(difference.region)
         self.staleness.count()
         difference.write()
         self.ready.add(1)
@@ -125,6 +126,7 @@ class Hybrid(Rule):
         if self.steps % self.interval == 0:
             self.exchanges += 1
             if self.update:
+                self.sent = self.group.hand_over()
                 self.update.wake()
 
     def _take(self) -> None:
@@ -134,7 +136,7 @@ class Hybrid(Rule):
         difference = self.differences[self.exchanges % 2]
         if not self.leader:  # who has it still where it was computed
             difference.read()
-        take(self.group, difference.region)
+        self.group.take(difference.region)
         self.taken = self.exchanges
 
     def master(self, into: int) -> None:

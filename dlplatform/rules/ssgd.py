@@ -141,6 +141,7 @@ class SSGD(Rule):
 
     def share(self, present: int) -> None:
         """Do this worker's part of one exchange of the whole vector."""
+        self.group.export_grad()
         self.mine.write()
         self.way.written(present)
         self.expect(present)

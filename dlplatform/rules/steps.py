@@ -52,6 +52,7 @@ class ByWorkers:
     def bring(self, start: int, count: int) -> None:
         """Bring a span of the mean here; nothing moves where boxes are mapped."""
         self.sync.mine.read(0, start, count)
+        self.group.import_grad(start, count)
 
     def settle(self) -> None:
         """Get ready for ``optimizer.step``, with all gradients exchanged."""
@@ -94,6 +95,7 @@ class ByMaster(ByWorkers):
         """Hand this worker's gradients in; the master waits for all and takes the mean."""
         sync, event = self.sync, self.accumulated[present]
         sync.expect(present)
+        self.group.export_grad()
         sync.mine.write()
         if not self.by_rank:
             self.sum.axpy(1.0, sync.mine)
@@ -107,6 +109,7 @@ class ByMaster(ByWorkers):
         else:
             self.sum.scal(1.0 / present)
         self.sum.read(self.group.grad_address)
+        self.group.import_grad()
 
     def weights(self) -> None:
         """Write W_master and announce it, or wait for that and read it."""

@@ -1,4 +1,4 @@
-"""Two workers on two cores: the same steps by several systems, in turns, in one process."""
+"""Two workers on two cores or one GPU: the same steps by several systems, in turns."""
 
 from __future__ import annotations
 
@@ -24,9 +24,14 @@ from trainbench.nets import NETS, size
 from trainbench.processes import Plan, Result, Seat, play
 from trainbench.rows import Row, Settings, rates
 
-ALONE, DDP = "alone", "ddp"
+ALONE, DDP, GPU = "alone", "ddp", "gpu"
 LR, MOMENTUM, WARM = 0.01, 0.9, 2
 Step = Callable[[], None]
+
+
+def place(net: str) -> str:
+    """Return the device of a network's workers."""
+    return "cuda" if net == GPU else "cpu"
 
 
 def open_gloo(seat: Seat) -> None:
@@ -47,7 +52,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 def contestant(how: str, net: str, seat: Seat, **settings: Any) -> Step:
     """Return a training step of a network: alone, by DDP, or by a rule of this platform."""
-    model = nets.make(net, seed=1)
+    model = nets.make(net, seed=1).to(place(net))
     optimizer = sgd(model)
     if how == DDP:
         model = ddp(model)
@@ -64,7 +69,7 @@ def step_of(
     after: Step | None = None,
 ) -> Step:  # fmt: skip
     """Return one step as any script has it; ``after`` follows the optimizer's."""
-    pool = itertools.cycle(nets.batches(net, seat.rank))
+    pool = itertools.cycle(nets.batches(net, seat.rank, place(net)))
 
     def step() -> None:
         x_BCHW, labels = next(pool)
@@ -88,13 +93,21 @@ def take_turns(seat: Seat, steps: dict[str, Step], rounds: int, count: int) -> R
             seat.meet()
             for _ in range(WARM):
                 step()
+            settle()
             seat.meet()
             begin = time.perf_counter()
             for _ in range(count):
                 step()
+            settle()
             if turn:  # the first round warms up
                 times[name].append(time.perf_counter() - begin)
     return times
+
+
+def settle() -> None:
+    """Wait for the GPU, where one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def slowest(results: Sequence[Result]) -> Result:
@@ -106,6 +119,7 @@ def slowest(results: Sequence[Result]) -> Result:
 def work(seat: Seat) -> Result:
     """Run every contestant of the plan in turns."""
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU; nothing on the CPU
     open_gloo(seat)
     more = seat.plan.more
     steps = {how: contestant(how, more["net"], seat) for how in more["hows"]}
@@ -119,12 +133,15 @@ def work(seat: Seat) -> Result:
 
 RULES = ("ssgd", "easgd", "easgd/16", "hybrid")
 """Rules, some with an interval."""
+ON_GPU = (*RULES, "asgd", "diloco/16", "localsgd/16")
 WORKERS, ROUNDS = 2, (8, 1)
 NAMES = {ALONE: "2 workers that exchange nothing", DDP: "torch DDP, gloo on lo"}
 
 
 def rules_of(name: str) -> list[str]:
     """Return the rules for a network: intervals only where the exchange weighs."""
+    if name == GPU:
+        return list(ON_GPU)
     return [how for how in RULES if "/" not in how or NETS[name].required > 1]
 
 
@@ -157,13 +174,15 @@ def rows_of(name: str, times: Result, samples: int) -> Iterator[Row]:
         row = Row(name, f"{net.title}: {say(how)}", NAMES[DDP], note=weights)
         row.required = net.required if how == "ssgd" else None
         row.ours, row.theirs = speed[how], speed[DDP]
-        row.predicted = here(step, size(name), DDP) / here(step, size(name), how)
+        if name != GPU:
+            row.predicted = here(step, size(name), DDP) / here(step, size(name), how)
         yield row
     for how in (*rules_of(name), DDP):
         row = Row(name, f"{net.title}: {say(how)}", NAMES[ALONE])
         row.required = 0.97 if how.startswith("easgd") else None
         row.ours, row.theirs = speed[how], speed[ALONE]
-        row.predicted = step / here(step, size(name), how)
+        if name != GPU:
+            row.predicted = step / here(step, size(name), how)
         yield row
 
 
@@ -190,6 +209,14 @@ def vgg(settings: Settings) -> Iterator[Row]:
 def cnn(settings: Settings) -> Iterator[Row]:
     """Measure the CNN that computes more than it communicates."""
     yield from rows("cnn", settings)
+
+
+def gpu(settings: Settings) -> Iterator[Row]:
+    """Measure a transformer on a GPU that two workers share."""
+    if torch.cuda.is_available():
+        yield from rows(GPU, settings)
+    else:
+        yield Row(GPU, NETS[GPU].title, NAMES[DDP], missing="no GPU")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The networks of the comparison: two that communicate much, one that computes.
+"""The networks of the comparison: two that communicate much, one that computes, one for GPUs.
 
-Shape legend: B batch, C channels, H height, W width.
+Shape legend: B batch, C channels, H height, W width, T tokens, D features.
 """
 
 from __future__ import annotations
@@ -50,10 +50,28 @@ def vgg() -> nn.Module:
     return nn.Sequential(*layers, *dense, nn.ReLU(), nn.Linear(hidden, CLASSES))
 
 
+class Transformer(nn.Module):
+    """A vision transformer on patches of 2 x 2: 8 layers of 512 features, 25 million parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        features = 512
+        self.patches = nn.Conv2d(1, features, 2, stride=2)
+        layer = nn.TransformerEncoderLayer(features, 8, 4 * features, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 8, enable_nested_tensor=False)
+        self.head = nn.Linear(features, CLASSES)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return logits."""
+        x_BTD = self.patches(x_BCHW).flatten(2).transpose(1, 2)
+        return self.head(self.layers(x_BTD).mean(1))
+
+
 NETS = {
     "mlp": Net("MLP 784-2048-2048-10, batch 32", wide, 32, 16, 1.1),
     "vgg": Net("small VGG, dense layers of 2048, batch 32", vgg, 32, 16, 1.1),
     "cnn": Net("CNN of zoo/digits, batch 64", DeepDigitCNN, 64, 8, 0.98),
+    "gpu": Net("transformer of 25 million parameters, batch 64", Transformer, 64, 8, 1.1),
 }
 
 
@@ -65,13 +83,13 @@ def make(name: str, seed: int) -> nn.Module:
     return net
 
 
-def batches(name: str, rank: int) -> list[Batch]:
+def batches(name: str, rank: int, device: str = "cpu") -> list[Batch]:
     """Return minibatches of noise, a rank's own."""
     rng, count = torch.Generator().manual_seed(rank), NETS[name].batch
     return [
         (
-            torch.rand(count, 1, SIDE, SIDE, generator=rng),
-            torch.randint(CLASSES, (count,), generator=rng),
+            torch.rand(count, 1, SIDE, SIDE, generator=rng).to(device),
+            torch.randint(CLASSES, (count,), generator=rng).to(device),
         )
         for _ in range(BATCHES)
     ]

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "bench_train.py"
-GROUPS = ["mlp", "vgg", "cnn", "digits", "local", "scaling", "uneven"]
+GROUPS = ["mlp", "vgg", "cnn", "digits", "local", "scaling", "gpu", "uneven"]
 
 
 @pytest.fixture(autouse=True)

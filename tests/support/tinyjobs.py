@@ -130,7 +130,7 @@ def attach(
     **fields: Any,
 ) -> Net:  # fmt: skip
     """Put a model under a rule in a job."""
-    group, chosen = FlatGroup(name, model.parameters()), find_rule(rule)(**fields)
+    group, chosen = FlatGroup.of(name, model.parameters()), find_rule(rule)(**fields)
     optimizer = make(group.parameters)
     job.attach(optimizer, group, chosen)
     return Net(model, group, chosen, optimizer)
