@@ -58,7 +58,9 @@ def contestant(how: str, net: str, seat: Seat, **settings: Any) -> Step:
         model = ddp(model)
     elif how != ALONE:
         rule, _, interval = how.partition("/")
+        rule, _, bucket = rule.partition("+")
         settings |= {"interval": int(interval)} if interval else {}
+        settings |= {"bucket_mb": float(bucket)} if bucket else {}
         name = "-".join([rule, net, *(str(value) for value in settings.values())])
         dlplatform.distribute(optimizer, model, rule, name=name, **settings)
     return step_of(model, optimizer, net, seat)
@@ -132,8 +134,8 @@ def work(seat: Seat) -> Result:
 
 
 RULES = ("ssgd", "easgd", "easgd/16", "hybrid")
-"""Rules, some with an interval."""
-ON_GPU = (*RULES, "asgd", "diloco/16", "localsgd/16")
+"""Rules, some with an interval (/16), some with buckets of so many MiB (+8)."""
+ON_GPU = (*RULES, "ssgd+8", "ssgd+32", "asgd", "diloco/16", "localsgd/16")
 WORKERS, ROUNDS = 2, (8, 1)
 NAMES = {ALONE: "2 workers that exchange nothing", DDP: "torch DDP, gloo on lo"}
 
@@ -162,7 +164,9 @@ def times_of(name: str, settings: Settings) -> Result:
 
 def say(how: str) -> str:
     """Return a contestant as people call it."""
-    return "torch DDP" if how == DDP else how.replace("/", ", interval ")
+    if how == DDP:
+        return "torch DDP"
+    return how.replace("/", ", interval ").replace("+", ", buckets of MiB: ")
 
 
 def rows_of(name: str, times: Result, samples: int) -> Iterator[Row]:
@@ -172,7 +176,7 @@ def rows_of(name: str, times: Result, samples: int) -> Iterator[Row]:
     weights = f"weights {size(name) / MIB:.1f} MiB"
     for how in rules_of(name):
         row = Row(name, f"{net.title}: {say(how)}", NAMES[DDP], note=weights)
-        row.required = net.required if how == "ssgd" else None
+        row.required = net.required if how.partition("+")[0] == "ssgd" else None
         row.ours, row.theirs = speed[how], speed[DDP]
         if name != GPU:
             row.predicted = here(step, size(name), DDP) / here(step, size(name), how)
