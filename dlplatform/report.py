@@ -40,11 +40,12 @@ def banner(trainer: Trainer) -> str:
         f"{job.size // stages} pipeline(s) x {stages} stages, {pipeline.schedule}, "
         f"{pipeline.microbatches} micro-batch(es)"
     )
+    gpu = " on GPU" if trainer.device.type == "cuda" else ""
     lines = (
         f"{settings['task']['name']}: {parameters:,} parameters, {trainer.total} minibatches"
         f"{again}, seed {trainer.seed}",
         f"rule {rule['name']} {describe(rule)}".rstrip(),
-        f"{job.size} worker(s), {len(job.cluster.transports)} box(es): {where}",
+        f"{job.size} worker(s){gpu}, {len(job.cluster.transports)} box(es): {where}",
         *([pipelines] if stages > 1 else []),
         f"{megabytes(4 * parameters)} per exchange, folder {trainer.folder}",
     )

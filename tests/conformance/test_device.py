@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from synchronous import MAKES, WIDE, equal, loss_of, words
+from synchronous import MAKES, WIDE, equal, words
 from tinyjobs import Net, attach, master, place, together
-from tinytask import network
+from tinytask import network, points
 from torch import Tensor
 
 from dlplatform.device import DeviceGroup, choose, moved
@@ -42,11 +42,15 @@ def _one_thread() -> Iterator[None]:
 
 def train(
     name: str, fields: dict[str, Any], kind: type[FlatGroup], where: str = "sim",
-    device: str = "cpu",
+    *devices: str,
 ) -> list[list[Tensor]]:  # fmt: skip
-    """Return by worker its weights after every step, and last the job's."""
+    """Return by worker its weights after every step, and last the job's.
+
+    Workers are on the devices in turn.
+    """
 
     def body(job: Job) -> list[Tensor]:
+        device = devices[job.rank % len(devices)] if devices else "cpu"
         model = network(job.rank, WIDE).to(device)
         group, rule = kind("main", model.parameters()), find_rule(name)(**fields)
         make = MAKES["plain" if name in ("eamsgd", "dcasgd") else "momentum"]
@@ -54,7 +58,7 @@ def train(
         job.attach(net.optimizer, group, rule)
         seen = []
         while (number := rule.claim(job)) is not None:
-            loss = loss_of(model, number) if device == "cpu" else loss_on(model, number, device)
+            loss = loss_on(model, number, device)
             seen.append(net.step(loss).cpu())
         job.finish()
         job.wait_for_all()
@@ -67,8 +71,6 @@ def train(
 
 
 def loss_on(model: torch.nn.Module, number: int, device: str) -> Tensor:
-    from tinytask import points
-
     xy, labels = moved(points(number), torch.device(device))
     return torch.nn.functional.cross_entropy(model(xy), labels)
 
@@ -84,7 +86,7 @@ def test_every_rule_gives_the_same_weights(name: str, fields: dict[str, Any]) ->
 @pytest.mark.parametrize(("name", "fields"), CASES, ids=words)
 def test_every_rule_trains_on_a_gpu(name: str, fields: dict[str, Any]) -> None:
     usual = train(name, fields, FlatGroup)
-    seen = train(name, fields, DeviceGroup, device="cuda")
+    seen = train(name, fields, DeviceGroup, "sim", "cuda")
     for one, other in zip(usual, seen, strict=True):
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
@@ -94,10 +96,19 @@ def test_every_rule_trains_on_a_gpu(name: str, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_synchronous_groups_over_real_transports(where: str, device: str) -> None:
     usual = train("ssgd", {}, FlatGroup, where)
-    kind = FlatGroup.of if device == "cuda" else DeviceGroup
-    seen = train("ssgd", {}, kind, where, device)  # type: ignore[arg-type]
+    seen = train("ssgd", {}, DeviceGroup, where, device)
     for a, b in zip(usual[0], seen[0], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0 if device == "cpu" else 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["ssgd", "easgd", "asgd"])
+def test_workers_on_cpu_and_gpu_share_one_buffer(name: str) -> None:
+    usual = train(name, {}, FlatGroup)
+    mixed = train(name, {}, DeviceGroup, "sim", "cpu", "cuda")
+    for one, other in zip(usual, mixed, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
 @pytest.mark.gpu
