@@ -113,11 +113,6 @@ def _check(config: dict[str, Any]) -> None:
             f"the job trains with stages={config['stages']}, whose workers belong together - "
             "allowed: stages=1 - do: stop it and go on with more: dlp train ... resume=auto"
         )
-    if config.get("stages", 1) > 1:
-        raise UsageError(
-            f"the job has stages={config['stages']}, which a lone worker cannot join - allowed: "
-            "stages=1 - do: stop it and go on with more: dlp train ... workers=N resume=auto"
-        )
     if local.in_process(config):
         raise UsageError(
             "the job has its box inside its only process - allowed: boxes that others reach - do: "

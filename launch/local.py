@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +77,27 @@ def run(config: dict[str, Any]) -> float:
 
         job.write_config(config)
         return train(config)
+    return drive(config, _with_boxes, _start)
+
+
+def drive(
+    config: dict[str, Any],
+    with_boxes: Callable[[dict[str, Any], ExitStack], dict[str, Any]],
+    start: Callable[[dict[str, Any], list[Worker]], None],
+) -> float:
+    """Start boxes and workers, see the job through, and return its primary score.
+
+    Args:
+        config: the job.
+        with_boxes: starts its boxes until the stack is closed; returns where they are.
+        start: starts the workers, into the list.
+    """
     workers: list[Worker] = []
     with ExitStack() as stack:
         stack.enter_context(job.on_signals(lambda n: _forward(workers, config["workers"], n)))
-        config = _with_boxes(config, stack)
+        config = with_boxes(config, stack)
         try:
-            _start(config, workers)
+            start(config, workers)
             _watch(workers, find_rule(config["rule"]["name"]).survives)
         except KeyboardInterrupt:
             _interrupted(workers)

@@ -37,12 +37,11 @@ class Boxes:
         self.processes: list[subprocess.Popen[str]] = []
         self._complaints: list[IO[str]] = []
         self.addresses: list[str] = []
-        token = secrets.token_hex(4)
+        self._token = secrets.token_hex(4)
         try:
             for number in range(count):
-                name = f"{token}-{number}" if transport == "shm" else "127.0.0.1:0"
-                bind = f"{transport}://{name}"
-                self.processes.append(self._start(bind, memory))
+                bind = f"{transport}://{self.place(number, transport)}"
+                self.processes.append(self._start(number, bind, memory))
             self.addresses = [
                 self._ready(process, complaints)
                 for process, complaints in zip(self.processes, self._complaints, strict=True)
@@ -51,6 +50,10 @@ class Boxes:
             self.stop()
             raise
 
+    def place(self, number: int, transport: str) -> str:
+        """Return where a box listens: a name, or a host and port."""
+        return f"{self._token}-{number}" if transport == "shm" else "127.0.0.1:0"
+
     def command(self, bind: str, memory: str) -> list[str]:
         """Return the command line of one box."""
         return [
@@ -58,11 +61,16 @@ class Boxes:
             *("--memory", memory, "--lifeline", *self.options),
         ]
 
-    def _start(self, bind: str, memory: str) -> subprocess.Popen[str]:
+    def line(self, number: int, bind: str, memory: str) -> tuple[list[str], str]:
+        """Return the command line that starts a box, and what it reads first."""
+        return self.command(bind, memory), ""
+
+    def _start(self, number: int, bind: str, memory: str) -> subprocess.Popen[str]:
         complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by stop; never full
         self._complaints.append(complaints)
-        return subprocess.Popen(
-            self.command(bind, memory),
+        line, told = self.line(number, bind, memory)
+        process = subprocess.Popen(
+            line,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
@@ -70,6 +78,11 @@ class Boxes:
             start_new_session=True,  # Ctrl-C is for the workers; the lifeline ends the boxes
             env={**os.environ, wire.SECRET: self.secret},
         )
+        if told:
+            assert process.stdin is not None
+            process.stdin.write(told)
+            process.stdin.flush()
+        return process
 
     def _ready(self, process: subprocess.Popen[str], complaints: IO[str]) -> str:
         assert process.stdout is not None

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from hostparts.spaces import BURST, Hosts
+
 from boxbench import ranks
 from boxbench.memory import filled
 from boxbench.ranks import Plan
@@ -25,86 +25,11 @@ from boxbench.rows import MIB, Call, Missing, Row, Settings, Times, environment,
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.transports.rawsocket import fill
 
-RATE_MBIT, BURST, LATENCY = 200, 32 << 10, "20ms"
+RATE_MBIT = 200
 COUNTS = (1, 2, 4)
 SINK_PORT = 7000
 MBYTES = 32, 8
 LIMIT_S = 900
-
-
-def command(*words: str) -> None:
-    """Run a command of iproute2.
-
-    Raises:
-        Missing: when it fails, with what it said.
-    """
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-        raise Missing(f"{' '.join(words)}: {said[-1]}")
-
-
-class Hosts:
-    """Namespaces joined by a bridge, all named after this process, gone when closed."""
-
-    def __init__(self, count: int) -> None:
-        for tool in ("ip", "tc"):
-            if not shutil.which(tool):
-                raise Missing(f"{tool} is not installed (package iproute2)")
-        if os.geteuid():
-            raise Missing("network namespaces need root")
-        self._prefix, self.names = f"boxbench{os.getpid()}", list[str]()
-        try:
-            self.switch = self._add("switch")
-            command("ip", "-n", self.switch, "link", "add", "bridge0", "type", "bridge")
-            command("ip", "-n", self.switch, "link", "set", "bridge0", "up")
-            for number in range(count):
-                self._join(number)
-        except BaseException:
-            self.close()
-            raise
-
-    def _add(self, name: str) -> str:
-        space = f"{self._prefix}-{name}"
-        command("ip", "netns", "add", space)
-        self.names.append(space)
-        command("ip", "-n", space, "link", "set", "lo", "up")
-        return space
-
-    def _join(self, number: int) -> None:
-        host, port = self._add(str(number)), f"port{number}"
-        command("ip", "-n", self.switch, "link", "add", port, "type", "veth",
-                "peer", "name", "eth", "netns", host)  # fmt: skip
-        command("ip", "-n", self.switch, "link", "set", port, "master", "bridge0", "up")
-        command("ip", "-n", host, "addr", "add", f"{self.ip(number)}/24", "dev", "eth")
-        command("ip", "-n", host, "link", "set", "eth", "up")
-
-    def ip(self, number: int) -> str:
-        """Return a host's address."""
-        return f"10.78.0.{number + 1}"
-
-    def shape(self, number: int) -> None:
-        """Limit what a host sends, and what is sent to it."""
-        rate = f"{RATE_MBIT}mbit"
-        bucket = ("root", "tbf", "rate", rate, "burst", str(BURST), "latency", LATENCY)
-        for space, device in self.ends(number):
-            command("tc", "-n", space, "qdisc", "add", "dev", device, *bucket)
-
-    def ends(self, number: int) -> list[tuple[str, str]]:
-        """Return the two ends of a host's link, each a namespace and a device."""
-        return [(self._space(number), "eth"), (self.switch, f"port{number}")]
-
-    def _space(self, number: int) -> str:
-        return f"{self._prefix}-{number}"
-
-    def line(self, number: int, *words: str) -> list[str]:
-        """Return a command line that runs on a host."""
-        return ["ip", "netns", "exec", self._space(number), *words]
-
-    def close(self) -> None:
-        """Take all namespaces away."""
-        while self.names:
-            subprocess.run(["ip", "netns", "del", self.names.pop()], capture_output=True)
 
 
 @contextmanager
@@ -180,7 +105,7 @@ def measure(settings: Settings) -> Times:
         hosts = Hosts(boxes + 1)
         stack.callback(hosts.close)
         for number in range(1, boxes + 1):
-            hosts.shape(number)
+            hosts.shape(number, RATE_MBIT)
         secret = Path(stack.enter_context(tempfile.TemporaryDirectory()), "secret")
         addresses = []
         for number in range(1, boxes + 1):

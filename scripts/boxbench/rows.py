@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hostparts import Missing as Missing
+
 Call = Callable[[], object]
 Times = dict[str, list[float]]
 PEERS = Path("~/.cache/dlplatform-peers").expanduser()
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
-
-
-class Missing(Exception):
-    """Say in one line why a peer or a bound cannot be measured here."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from boxbench.links import Hosts, command, started
+from boxbench.links import started
 from boxbench.rows import Missing
+from hostparts.spaces import Hosts, command
 
 from trainbench import model, published
 from trainbench.processes import Plan, Result, play
