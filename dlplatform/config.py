@@ -91,6 +91,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    slurm: Any = None
     workers: int = 1
     """Worker processes this machine starts; under mpirun the ranks are the workers."""
     stages: int = 1
@@ -102,7 +103,7 @@ class Config:
     resume: str = ""
     """Empty: start anew; ``auto``: from ``latest`` in run.dir if there; or a run folder."""
     launcher: str = "local"
-    """local (plain processes) or mpirun."""
+    """local (plain processes), mpirun or slurm."""
 
 
 def describe(cls: type) -> dict[str, str]:
