@@ -82,6 +82,8 @@ setup(
     entry_points={
         "console_scripts": ["dlp = dlplatform.cli:main"],
         "dlplatform.tasks": ["builtin = trainers"],
-        "dlplatform.launchers": ["local = launch.local", "mpirun = launch.mpirun"],
+        "dlplatform.launchers": [
+            *("local = launch.local", "ssh = launch.ssh", "mpirun = launch.mpirun", "slurm = launch.slurm"),
+        ],
     },
 )

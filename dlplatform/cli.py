@@ -13,6 +13,8 @@ from dlplatform.errors import PlatformError, UsageError, closest
 # verb: (module, function); modules come in when their verb is called, so that help is instant.
 VERBS = {
     "train": ("launch.submit", "train"),
+    "submit": ("launch.submit", "enqueue"),
+    "sweep": ("launch.sweep.jobs", "main"),
     "join": ("launch.join", "main"),
     "eval": ("launch.saved", "evaluate"),
     "predict": ("launch.saved", "predict"),

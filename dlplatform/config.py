@@ -35,6 +35,10 @@ class ClusterConfig:
     """1: each box is mirrored by the next one, and workers go on there when it dies."""
     memory: str = "/dev/shm"
     """Where boxes take their memory: a tmpfs folder, or ``memfd``."""
+    hosts: list[str] = field(default_factory=list)
+    """Machines of the job with launcher=ssh, as NAME or NAME:WORKERS; boxes are on the first ones."""
+    agent: str = "ssh -o BatchMode=yes -o ServerAliveInterval=5"
+    """What starts a process on one of them: called as AGENT HOST COMMAND."""
     job: str = ""
     """Name of the job inside the boxes; empty: made up. Two jobs never share a name."""
     timeout_s: float = 60.0
@@ -93,6 +97,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    slurm: Any = None
     workers: int = 1
     """Worker processes this machine starts; under mpirun the ranks are the workers."""
     stages: int = 1
@@ -104,7 +109,7 @@ class Config:
     resume: str = ""
     """Empty: start anew; ``auto``: from ``latest`` in run.dir if there; or a run folder."""
     launcher: str = "local"
-    """local (plain processes) or mpirun."""
+    """local (plain processes), ssh (several machines), mpirun or slurm."""
 
 
 def describe(cls: type) -> dict[str, str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlplatform.errors import PlatformError, UsageError
+from dlplatform.meeting import way
 from dlplatform.memorybox import wire
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.process import Boxes
@@ -175,15 +176,15 @@ _current: list[Job] = []
 
 
 def init(
-    boxes: int = 1, *, cluster: Sequence[str] = (), secret_file: str = "", transport: str = "shm"
+    boxes: int = 1, *, cluster: Sequence[str] = (), secret_file: str = "", transport: str = "auto"
 ) -> Job:
-    """Join the job that mpirun (or the local launcher) started this process for.
+    """Join the job that mpirun, srun or torchrun started this process for.
 
     Args:
         boxes: memory boxes rank 0 starts on its host, unless ``cluster`` names running ones.
         cluster: addresses of running boxes, in order.
         secret_file: their secret's file.
-        transport: how workers reach boxes started here: ``shm`` or ``tcp``.
+        transport: how workers reach boxes started here: ``auto``, ``shm`` or ``tcp``.
     """
     if _current:
         raise UsageError("dlplatform.init() a second time - allowed: once - do: keep the job")
@@ -211,22 +212,23 @@ def _find_place(
 def start_boxes(
     world: World, count: int, transport: str, memory: str
 ) -> tuple[Place, Boxes | None]:
-    """Start boxes on rank 0's host and tell all ranks of mpirun where they are."""
-    if not world.mpi:
-        raise UsageError(
-            f"{world.size} workers under {world.launcher or 'no launcher'} and no boxes - "
-            "allowed: mpirun, or running boxes - do: dlp box --bind ..., then cluster.boxes=[...]"
-        )
+    """Start boxes on rank 0's host and tell all ranks of the launcher where they are."""
     started, message = None, {}
     if world.rank == 0:
         try:
-            started = Boxes(count, transport, memory)
+            transport, host = way(world, transport)
+            started = Boxes(count, transport, memory, host=host)
             message = {"addresses": started.addresses, "secret": started.secret}
         except PlatformError as error:
             message = {"error": str(error), "kind": type(error).__name__}
-    message = share(message)
-    if "error" in message:
-        raise wire.refusal({"refused": message["error"], "kind": message["kind"]})
+    try:
+        message = share(message)
+        if "error" in message:
+            raise wire.refusal({"refused": message["error"], "kind": message["kind"]})
+    except PlatformError:
+        if started:
+            started.stop()
+        raise
     return Place(**message), started
 
 

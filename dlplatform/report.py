@@ -159,7 +159,10 @@ def summary(trainer: Trainer, result: dict[str, Any], picture: Path) -> str:
     return "\n".join(lines)
 
 
-UNREPEATED = ("run.dir", "run.minibatches", "cluster.job", "cluster.boxes", "task.seed")
+UNREPEATED = (
+    *("run.dir", "run.minibatches", "task.seed"),
+    *("cluster.job", "cluster.boxes", "cluster.secret_file"),
+)
 """Settings that a repeated run has otherwise, or that stand in front."""
 
 

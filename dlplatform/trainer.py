@@ -122,9 +122,8 @@ class Trainer:
             token = secrets.token_hex(4)
             place = Place([f"inproc://{token}-{number}" for number in numbers])
         else:
-            transport = "shm" if cluster.transport == "auto" else cluster.transport
             count = int(self.settings["boxes"])
-            place, boxes = start_boxes(self.world, count, transport, cluster.memory)
+            place, boxes = start_boxes(self.world, count, cluster.transport, cluster.memory)
         place.replicas = cluster.replicas
         self.place = place
         job = Job.open(

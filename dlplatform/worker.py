@@ -1,23 +1,81 @@
-"""``python -m dlplatform.worker CONFIG.json``: one worker process of a job."""
+"""``python -m dlplatform.worker CONFIG.json``: one worker process of a job.
+
+With ``-`` for the file it reads the configuration from its standard input, then the names of signals
+to act on; it ends when its standard input does. So it can be started on another host.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from dlplatform.cli import guard
-from dlplatform.world import die_with_parent
+from dlplatform.errors import EnvironmentMissing, PlatformError
+from dlplatform.world import World, die_with_parent
+
+OBEYED = ("SIGTERM", "SIGUSR1", "SIGINT")
+LOGS = "DLP_LOGS"
+"""Set by launchers that all workers talk to at once: only rank 0 does, the others to a file."""
 
 
 def work(path: str) -> None:
     """Train the share of this process of the job configured in a file."""
     die_with_parent()
-    settings = json.loads(Path(path).read_text())
+    if path == "-":
+        _train(_from_afar())
+        return
+    world, file = World.detect(), Path(path)
+    try:
+        settings = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise EnvironmentMissing(
+            f"run.dir={file.parent} is not on {world.node} - allowed: a folder that all nodes "
+            "share - do: run.dir=FOLDER on a shared file system"
+        ) from None
+    if not os.environ.get(LOGS) or not world.rank:
+        _train(settings)
+        return
+    with _own_log(file.with_name(f"rank-{world.rank}.log")):
+        _train(settings)
+
+
+def _train(settings: dict[str, Any]) -> None:
     from dlplatform.trainer import train
 
     train(settings)
+
+
+def _from_afar() -> dict[str, Any]:
+    """Read the configuration, and obey whoever sent it from then on."""
+    settings: dict[str, Any] = json.loads(sys.stdin.readline())
+    threading.Thread(target=_obey, daemon=True).start()
+    return settings
+
+
+def _obey() -> None:
+    """Pass on the signals that come by name; end when whoever sends them has ended."""
+    for line in sys.stdin:
+        if line.strip() in OBEYED:
+            os.kill(os.getpid(), signal.Signals[line.strip()])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def _own_log(path: Path) -> Iterator[None]:
+    """Write what this worker says to a file; the error it ends with goes there, too."""
+    with path.open("a", 1) as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            yield
+        except PlatformError as error:
+            print(f"dlp: error: {error}", file=log)
+            raise
 
 
 if __name__ == "__main__":

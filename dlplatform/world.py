@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlplatform.errors import EnvironmentMissing, UsageError
+from dlplatform.meeting import meet
 
 # launcher: (rank, size, local rank, local size) as environment variables
 LAUNCHERS = {
@@ -24,8 +26,11 @@ LAUNCHERS = {
     ),
     "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "tasks here"),
 }
 MPI_LAUNCHERS = ("Open MPI", "MPICH")
+INNER = ("DLP_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID", "TORCHELASTIC_RUN_ID")
+"""Set by launchers that start processes of their own inside one of Slurm's."""
 LATE = "DLP_LATE"
 """Set for workers that join a running job: their ranks lie beyond its size."""
 
@@ -54,8 +59,9 @@ class World:
 
     @property
     def node(self) -> str:
-        """Return the name of this host."""
-        return socket.gethostname()
+        """Return the name of this host; Slurm may have several nodes on one."""
+        host, name = socket.gethostname(), os.environ.get("SLURMD_NODENAME", "")
+        return host if name in ("", host) else f"{name}@{host}"
 
     @property
     def mpi(self) -> bool:
@@ -77,10 +83,14 @@ class World:
     def detect(env: Mapping[str, str] = os.environ) -> World:
         """Read the launcher's variables.
 
+        Slurm sets some in every process of a job. They count in those that srun started, several
+        at once, and where no launcher inside has started further ones.
+
         Raises:
             UsageError: when two launchers disagree about rank or size; both are shown.
         """
         found: list[World] = []
+        env = _with_slurm(env)
         for launcher, names in LAUNCHERS.items():
             if names[0] in env and names[1] in env:
                 rank, size = _number(env, names[0]), _number(env, names[1])
@@ -100,6 +110,26 @@ class World:
                     "of them, or unset the other's variables"
                 )
         return found[0] if found else World()
+
+
+def _with_slurm(env: Mapping[str, str]) -> Mapping[str, str]:
+    """Return an environment in which Slurm's rank is there only if it is this process's own.
+
+    What srun says for MPI's start-up (PMI) repeats it, and is left out; mpiexec's PMI is not.
+    """
+    step = "SLURM_STEP_ID" in env
+    own = step and env.get("SLURM_NTASKS") != "1" and not {*INNER} & env.keys()
+    drop = ["SLURM_PROCID"] * (not own) + ["PMI_RANK"] * (step and "MPI_LOCALRANKID" not in env)
+    kept = {name: value for name, value in env.items() if name not in drop}
+    return kept | _tasks_here(env) if own else kept
+
+
+def _tasks_here(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the number of tasks on this node, of Slurm's list for all nodes: ``2(x3),1``."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    each = [tasks for tasks, times in found for _ in range(int(times or 1))]
+    node = _number(env, "SLURM_NODEID") if "SLURM_NODEID" in env else 0
+    return {LAUNCHERS["Slurm"][3]: each[node]} if node < len(each) else {}
 
 
 def _number(env: Mapping[str, str], name: str) -> int:
@@ -142,11 +172,13 @@ _shared: list[Any] = []
 
 
 def share(value: Any) -> Any:
-    """Broadcast a value of JSON types from rank 0 to all ranks of mpirun; call it once."""
+    """Send a value of JSON types from rank 0 to all ranks of the launcher; call it once."""
     import json
 
-    assert not _shared, "MPI carries one broadcast, at the start of a job"
+    assert not _shared, "there is one broadcast, at the start of a job"
     _shared.append(True)
+    if not (here := World.detect()).mpi:
+        return meet(here, value) if here.size > 1 else value
     with mpi() as world:
         text = world.bcast(json.dumps(value) if world.rank == 0 else None, root=0)
     return json.loads(text)

@@ -25,6 +25,7 @@ from dlplatform.config import CHECKS, Config, named, run_folder, validate
 from dlplatform.errors import PlatformError, UsageError, closest
 from dlplatform.rules.rule import find_rule, rules
 from dlplatform.task import find_task, tasks
+from launch.slurm import settings as slurm
 
 ROOT = "train"
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
@@ -34,6 +35,7 @@ def register() -> None:
     """Tell Hydra the schema, all tasks and all rules."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
+    store.store(group="slurm", name="normal", node=slurm.SlurmConfig)
     for name, cls in rules().items():
         store.store(group="rule", name=name, node=named(name, cls))
     for name, task in tasks().items():
@@ -148,6 +150,8 @@ def settle(composed: DictConfig, workers: int | None = None) -> dict[str, Any]:
     if config["cluster"]["boxes"]:
         config["boxes"] = len(config["cluster"]["boxes"])
     validate(config)
+    if config["launcher"] == "slurm":
+        slurm.check(config)
     config["cluster"]["job"] = config["cluster"]["job"] or secrets.token_hex(4)
     return config
 
@@ -210,6 +214,7 @@ def _keys(words: Sequence[str]) -> list[str]:
     for group, cls in (("task", task), ("rule", rule)):
         if cls is not None:
             keys += _flat(OmegaConf.structured(named(group, cls)), f"{group}.")
+    keys += _flat(OmegaConf.structured(slurm.SlurmConfig), "slurm.")
     return [*keys, "experiment", "debug", "sweep", "cluster", "run"]
 
 

@@ -16,12 +16,15 @@ from rich.text import Text
 from dlplatform.config import ClusterConfig, Config, PipelineConfig, RunConfig, describe
 from dlplatform.rules.rule import rules
 from dlplatform.task import tasks
+from launch.slurm.settings import SlurmConfig
 
 Rows = Iterable[tuple[str, str]]
 
 VERBS = {
     "Train": (
         ("train", "train a task on memory boxes; sweeps with -m"),
+        ("submit", "put a job, or with -m a sweep, into Slurm's queue"),
+        ("sweep", "table and picture of a sweep: FOLDER"),
         ("join", "more workers for a running job: FOLDER, or ADDRESS[,ADDRESS...]"),
         ("eval", "score a run's checkpoint: run=FOLDER split=test"),
         ("predict", "answer for files: run=FOLDER FILE..."),
@@ -41,11 +44,12 @@ EXAMPLES = (
     ("dlp train task=zoo/digits rule=hybrid workers=4 boxes=2", "4 workers, 2 boxes, here"),
     ("dlp train task=zoo/digits workers=4 launcher=mpirun", "the same through mpirun"),
     ("mpirun -n 4 dlp train task=zoo/digits rule=ssgd", "the ranks are the workers"),
+    ("dlp submit task=zoo/digits workers=8 slurm.nodes=2 slurm.time=30", "a job of Slurm"),
     ("dlp train -m task=zoo/digits rule=ssgd,easgd seed=0,1", "four jobs and a table"),
     ("dlp train task=zoo/digits run.dir=outputs/a resume=auto", "go on where it stopped"),
     ("dlp train task=zoo/digits cluster.boxes=[tcp://10.0.0.1:7000]", "on boxes of dlp box"),
 )
-PARTS = ("task", "rule", "cluster", "run", "pipeline")
+PARTS = ("task", "rule", "cluster", "run", "pipeline", "slurm")
 OPTIONS = (
     ("-m, --multirun", "sweep: every combination of a=1,2 b=x,y is a job of its own"),
     ("--cfg job", "print the composed configuration and stop (--resolve, -p PACKAGE)"),
@@ -59,6 +63,20 @@ CODES = (
     ("130", "Ctrl-C"),
 )  # fmt: skip
 PAGES = {
+    "submit": (
+        "dlp submit task=NAME [setting=value ...] [--template FILE] [--dry-run] [-m]",
+        (
+            ("setting=value", "those of dlp train; slurm.* are below"),
+            ("--template FILE", "the job's script with {{places}} to fill (slurm.template=FILE)"),
+            ("--dry-run", "print the script that would be submitted, and stop"),
+            ("-m, --multirun", "a sweep, as one array; its table: dlp sweep FOLDER"),
+            ("", "dlp train launcher=slurm ... submits, too, and stays to the end."),
+        ),
+    ),
+    "sweep": (
+        "dlp sweep FOLDER",
+        (("FOLDER", "of a sweep that has run, or still runs: multirun/TASK/TIME"),),
+    ),
     "eval": (
         "dlp eval run=FOLDER [split=test] [which=latest] [--json]",
         (
@@ -123,6 +141,8 @@ def verb_help(verb: str, words: Sequence[str] = ()) -> None:
     usage, rows = PAGES[verb]
     console.print(f"[bold]usage:[/] {escape(usage)}")
     _section(console, "Arguments" if rows[0][0] else "", rows)
+    if verb == "submit":
+        _section(console, "slurm.*", _settings(SlurmConfig, "slurm."))
 
 
 def tasks_table(words: Sequence[str] = ()) -> None:
@@ -141,6 +161,7 @@ def _train(console: Console, chosen: dict[str, str]) -> None:
     _section(console, "run.*", _settings(RunConfig, "run."))
     _section(console, "cluster.*", _settings(ClusterConfig, "cluster."))
     _section(console, "pipeline.*", _settings(PipelineConfig, "pipeline."))
+    _section(console, "slurm.*  (launcher=slurm)", _settings(SlurmConfig, "slurm."))
     for group, known in (("rule", rules()), ("task", tasks())):
         _section(console, f"{group}=NAME", _docs(known))
         cls = known.get(chosen.get(group, ""))

@@ -27,6 +27,8 @@ STOP_S = 5.0
 # A worker that was asked to make room first finishes its minibatch and its checkpoint.
 CHECKPOINT_S = 30.0
 PREEMPTED = Preempted.exit_code
+ERROR = "dlp: error: "
+"""How the line begins with which a process of the platform ends (see dlplatform.cli.guard)."""
 CONFIG = "config.json"
 RESULT = "result.json"
 

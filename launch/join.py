@@ -18,10 +18,10 @@ from dlplatform.errors import EnvironmentMissing, PeerLost, UsageError
 from dlplatform.job import DOOR, SETTINGS, Place
 from dlplatform.memorybox import wire
 from dlplatform.memorybox.cluster import Cluster
+from dlplatform.memorybox.options import Options
 from dlplatform.rules.rule import find_rule, rules
 from dlplatform.world import LATE
 from launch import boxes, job, local
-from launch.submit import Parser
 
 START_S = 45.0
 """A job that has begun so recently may still be starting."""
@@ -32,7 +32,7 @@ QUIET = (0, 130, -signal.SIGINT, -signal.SIGTERM)
 
 def parser() -> argparse.ArgumentParser:
     """Return the options of ``dlp join``."""
-    p = Parser(prog="dlp join", add_help=False, allow_abbrev=False)
+    p = Options(prog="dlp join", add_help=False, allow_abbrev=False)
     p.add_argument("where")
     p.add_argument("--workers", default="1")
     p.add_argument("--dir", default="")

@@ -84,6 +84,7 @@ def drive(
     config: dict[str, Any],
     with_boxes: Callable[[dict[str, Any], ExitStack], dict[str, Any]],
     start: Callable[[dict[str, Any], list[Worker]], None],
+    result: Callable[[dict[str, Any]], float] = job.result,
 ) -> float:
     """Start boxes and workers, see the job through, and return its primary score.
 
@@ -91,6 +92,7 @@ def drive(
         config: the job.
         with_boxes: starts its boxes until the stack is closed; returns where they are.
         start: starts the workers, into the list.
+        result: reads the score that the chief has written.
     """
     workers: list[Worker] = []
     with ExitStack() as stack:
@@ -106,7 +108,7 @@ def drive(
             job.stop([w.process for w in workers], signal.SIGTERM)
             job.close_door(config)
     _speak_for_rank_0(workers)
-    return job.result(config)
+    return result(config)
 
 
 def plan(config: dict[str, Any]) -> list[str]:

@@ -21,7 +21,10 @@ from dlplatform.errors import EnvironmentMissing, PeerLost, PlatformError, Preem
 from launch import job
 
 # What mpirun itself says about an end that the worker's own line explains better.
-NOISE = ("Abort is in progress", "OSC UCX component priority", "hit ctrl-c again")
+NOISE = (
+    *("Abort is in progress", "OSC UCX component priority", "hit ctrl-c again"),
+    *("Waiting up to", "got SIGCONT", "forcing job termination", "has been allocated resources"),
+)
 KILLED = 128
 
 
@@ -120,33 +123,47 @@ def run(config: dict[str, Any]) -> float:
     Raises:
         PlatformError: with the exit code of the worker that failed.
     """
-    line = command(config)
+    own = variables(config)
+    if os.geteuid() == 0:
+        own |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return follow(command(config), config, own, signal.SIGINT)
+
+
+def follow(
+    line: list[str], config: dict[str, Any], own: dict[str, str], end: signal.Signals
+) -> float:
+    """Start all workers with one command that passes signals on; return the primary score.
+
+    Args:
+        line: the command: mpirun or its like, its options, and a worker.
+        config: the job's settings, which the workers read from its folder.
+        own: variables for the workers.
+        end: the signal by which the command ends them all.
+    """
     job.write_config(config)
     started: list[subprocess.Popen[str]] = []
     with job.on_signals(lambda number: _make_room(started, number)):
-        process = _start(line, config)
+        process = _start(line, own)
         started.append(process)
         assert process.stderr is not None
         lines = job.Lines(process.stderr, NOISE)
         try:
             _watch(process, lines)
         finally:
-            job.stop([process], signal.SIGINT, 4.0)
+            job.stop([process], end, 4.0)
             job.close_door(config)
     lines.join()
-    if process.returncode or lines.errors:
-        raise _failure(process.returncode, lines)
+    # One whose end the others outlived may have left the command its exit code.
+    if lines.errors or (process.returncode and not (job.folder(config) / job.RESULT).exists()):
+        raise _failure(Path(line[0]).name, process.returncode, lines)
     return job.result(config)
 
 
-def _start(line: list[str], config: dict[str, Any]) -> subprocess.Popen[str]:
-    env = {**os.environ, **variables(config)}
-    if os.geteuid() == 0:
-        env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    # In a session of its own Ctrl-C reaches this launcher only, which ends mpirun quietly.
+def _start(line: list[str], own: dict[str, str]) -> subprocess.Popen[str]:
+    # In a session of its own Ctrl-C reaches this launcher only, which ends the command quietly.
     return subprocess.Popen(
         line,
-        env=env,
+        env={**os.environ, **own},
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -165,7 +182,7 @@ def _with_parent() -> Callable[[], None]:
 
 
 def _watch(process: subprocess.Popen[str], lines: job.Lines) -> None:
-    """Wait for mpirun; a rank that ended with an error ends the others after a while."""
+    """Wait for the command; a rank that ended with an error ends the others after a while."""
     deadline = float("inf")
     while process.poll() is None and time.monotonic() < deadline:
         if lines.errors and deadline == float("inf"):
@@ -176,23 +193,23 @@ def _watch(process: subprocess.Popen[str], lines: job.Lines) -> None:
 
 
 def _make_room(started: list[subprocess.Popen[str]], number: int) -> None:
-    """Ask the ranks for a checkpoint: mpirun hands SIGUSR1 on, at SIGTERM it kills them."""
+    """Ask the ranks for a checkpoint: SIGUSR1 is handed on, at SIGTERM they would be killed."""
     if not started:
         raise Preempted(f"{signal.Signals(number).name} came before the training had begun")
     job.send(started, signal.SIGUSR1)
 
 
-def _failure(code: int, lines: job.Lines) -> PlatformError:
-    if lines.errors:  # mpirun's own code is lost when it had to be stopped
+def _failure(name: str, code: int, lines: job.Lines) -> PlatformError:
+    if lines.errors:  # the command's own code is lost when it had to be stopped
         # Ranks often fail together, for one reason; the lowest then speaks for all of them.
         first = lines.errors[0]
         alike = [last for last in lines.errors if last.code == first.code]
         return job.failure(first.code, min(alike, key=lambda last: last.rank).text)
-    if name := _signal_name(code):
+    if killed := _signal_name(code):
         return PeerLost(
-            f"all workers were killed ({name}) - one must stay - do: start again with resume=auto"
+            f"all workers were killed ({killed}) - one must stay - do: start again with resume=auto"
         )
-    return PlatformError(f"mpirun ended with {code}: {lines.last} - do: dlp doctor")
+    return PlatformError(f"{name} ended with {code}: {lines.last} - do: dlp doctor")
 
 
 def _signal_name(code: int) -> str:

@@ -1,35 +1,29 @@
-"""The verb ``train``: compose with Hydra, refuse early, then launch; or sweep over many jobs."""
+"""The verbs ``train`` and ``submit``: compose with Hydra, refuse early, then launch, or sweep."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from dlplatform.config import launchers
 from dlplatform.errors import PlatformError, UsageError
+from dlplatform.meeting import way
 from dlplatform.memorybox import wire
+from dlplatform.memorybox.options import Options
 from dlplatform.world import World, die_with_parent, share
 
 Job = Callable[[dict[str, Any]], float]
 # Refusals: nothing was trained, so nothing is worth keeping.
 REFUSED = (2, 3, 4)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are one line and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise UsageError(f"{self.prog}: {message} - allowed: see {self.prog} --help")
 
 
 @dataclass
@@ -44,13 +38,15 @@ class Request:
     look: bool = False
     """Only show something (a configuration, Hydra's help); train nothing."""
     dry_run: bool = False
+    wait: bool = True
+    """Whether to stay until a job that Slurm runs has ended."""
     name: str = "train"
     folder: str | None = None
 
 
 def parse(argv: Sequence[str]) -> Request:
     """Parse the words after ``dlp train``: settings, Hydra's options and ``--dry-run``."""
-    parser = Parser(prog="dlp train", add_help=False, allow_abbrev=False)
+    parser = Options(prog="dlp train", add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-r", "--run", action="store_true")
@@ -82,18 +78,13 @@ def _flags(known: argparse.Namespace) -> list[str]:
 
 
 def train(argv: Sequence[str]) -> int:
-    """Run ``dlp train``; under mpirun rank 0 composes and the other ranks follow."""
+    """Run ``dlp train``; under mpirun, srun or torchrun rank 0 composes and the others follow."""
     world = World.detect()
-    if world.mpi:
-        die_with_parent()
-    if world.launcher and world.launcher != "dlp" and not world.mpi:
-        raise UsageError(
-            f"dlp train under {world.launcher} - allowed: mpirun, or no launcher - do: dlp train "
-            f"workers={world.size} ..., or mpirun -n {world.size} dlp train ..."
-        )
     if world.launcher in ("", "dlp"):
         _submit(parse(argv), _launch, None)
-    elif world.rank == 0:
+        return 0
+    die_with_parent()
+    if world.rank == 0:
         _lead(parse, argv, world)
     else:
         told = share(None)
@@ -101,6 +92,27 @@ def train(argv: Sequence[str]) -> int:
             return int(told["exit"])
         os.environ[wire.SECRET] = told["secret"]
         _here(told["config"])
+    return 0
+
+
+def enqueue(argv: Sequence[str]) -> int:
+    """Run ``dlp submit``: put a job, or a sweep, into Slurm's queue and leave it there."""
+    parser = Options(prog="dlp submit", add_help=False, allow_abbrev=False)
+    parser.add_argument("--template")
+    own, rest = parser.parse_known_args(list(argv))
+    request = parse(rest)
+    for word in request.words:
+        if word.startswith("launcher=") and word != "launcher=slurm":
+            raise UsageError(
+                f"{word} in dlp submit - allowed: launcher=slurm - do: leave it out, or dlp train"
+            )
+    request.words.append("launcher=slurm")
+    if own.template:
+        request.words.append(f"slurm.template={own.template}")
+    request.wait = False
+    from launch.slurm import submission
+
+    _submit(request, submission.leave, None)
     return 0
 
 
@@ -113,7 +125,7 @@ def _lead(parse: Callable[[Sequence[str]], Request], argv: Sequence[str], world:
         share(message)
 
     def run(config: dict[str, Any]) -> float:
-        with _boxes(config) as ready:
+        with _boxes(config, world) as ready:
             tell({"config": ready, "secret": os.environ.get(wire.SECRET, "")})
             return _here(ready)
 
@@ -137,7 +149,7 @@ def _lead(parse: Callable[[Sequence[str]], Request], argv: Sequence[str], world:
 
 
 def _launcher_has_terminal() -> bool:
-    """Ask mpirun's own output: the ranks' is a pseudo terminal even when mpirun's is a file."""
+    """Ask the launcher's own output: the ranks' is a pseudo terminal, also if that is a file."""
     try:
         name = os.readlink(f"/proc/{os.getppid()}/fd/1")
     except OSError:
@@ -146,16 +158,16 @@ def _launcher_has_terminal() -> bool:
 
 
 @contextmanager
-def _boxes(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Start the boxes of all ranks here: MPI carries one message, and they belong in it."""
+def _boxes(config: dict[str, Any], world: World) -> Iterator[dict[str, Any]]:
+    """Start the boxes of all ranks here: there is one message, and they belong in it."""
     from dlplatform.memorybox.process import Boxes
 
     cluster = config["cluster"]
     if cluster["boxes"] or config["workers"] == 1:
         yield config
         return
-    transport = "shm" if cluster["transport"] == "auto" else cluster["transport"]
-    with Boxes(config["boxes"], transport, cluster["memory"]) as boxes:
+    transport, host = way(world, cluster["transport"])
+    with Boxes(config["boxes"], transport, cluster["memory"], host=host) as boxes:
         os.environ[wire.SECRET] = boxes.secret
         yield {**config, "cluster": {**cluster, "boxes": boxes.addresses}}
 
@@ -192,10 +204,12 @@ def _submit(request: Request, run: Job, workers: int | None) -> None:
         _checked(compose.compose(words, request.name, request.folder), workers)
         for words in sweep.samples()
     ]
-    if request.dry_run:
+    if multirun and _as_array(request, composed, configs):
+        _array(request, sweep, composed)
+    elif request.dry_run:
         _dry_run(request, sweep)
     elif multirun:
-        _sweep(request, sweep, Sweeping(run, len(sweep.jobs()), configs[0]), composed)
+        _sweep(request, sweep, run, composed)
     else:
         with _hydra_arguments(request, sweep.fixed):
             _hydra(lambda config: _one(config, run, workers))
@@ -312,72 +326,61 @@ def _tidy(folder: Path) -> None:
             return
 
 
-@dataclass
-class Sweeping:
-    """A sweep under way: how each of its jobs ended."""
-
-    run: Job
-    total: int
-    config: dict[str, Any]
-    notes: dict[str, str] = field(default_factory=dict)
-
-    def job(self, composed: Any) -> float:
-        """Run one job of the sweep in the launcher, after a line that says which it is."""
-        from hydra.core.hydra_config import HydraConfig
-
-        hydra = HydraConfig.get()
-        number = int(hydra.job.num)
-        print(
-            f"dlp: job {number + 1} of {self.total}: {' '.join(hydra.overrides.task)}", flush=True
-        )
-        if composed.rule.name == "alone":  # the baseline of a sweep over rules
-            composed.workers = 1
-        try:
-            return _one(composed, self.run, None)
-        except PlatformError as error:
-            self.notes[str(number)] = str(error)
-            raise
+# -- sweeps ------------------------------------------------------------------------------------
 
 
-def _sweep(request: Request, sweep: Any, sweeping: Sweeping, composed: Any) -> None:
+def _sweep(request: Request, sweep: Any, run: Job, composed: Any) -> None:
+    """Let Hydra's sweeper and launcher run the jobs, then sum up."""
+    from launch.sweep import jobs
+
+    words = [*sweep.fixed, *map(_choices, sweep.swept)]
+    root = _root(composed)
+    if not any(word.startswith("hydra.sweep.dir=") for word in words):
+        words.append(f"hydra.sweep.dir={root}")
+    sweeping = jobs.Sweeping(partial(_one, run=run, workers=None), len(sweep.jobs()))
+    try:
+        with _hydra_arguments(request, words):
+            _hydra(sweeping.job)
+    finally:
+        jobs.conclude(root, sweeping.notes)
+
+
+def _root(composed: Any) -> Path:
+    """Return the folder of a sweep."""
     if composed.run.dir:
         raise UsageError(
             f"run.dir={composed.run.dir} in a sweep - allowed: a folder for each job "
             "- do: hydra.sweep.dir=FOLDER"
         )
-    root = str(composed.hydra.sweep.dir)
-    words = [*sweep.fixed, *map(_choices, sweep.swept)]
-    if not any(word.startswith("hydra.sweep.dir=") for word in words):
-        words.append(f"hydra.sweep.dir={root}")
-    try:
-        with _hydra_arguments(request, words):
-            _hydra(sweeping.job)
-    finally:
-        _table(Path(root), sweeping)
+    return Path(str(composed.hydra.sweep.dir))
 
 
-def _table(root: Path, sweeping: Sweeping) -> None:
-    """Print one line for each job of a sweep: its overrides and its score."""
-    from omegaconf import OmegaConf
-    from rich.console import Console
-    from rich.table import Table
+def _as_array(request: Request, composed: Any, configs: Sequence[dict[str, Any]]) -> bool:
+    """Tell whether a sweep is to be one array of Slurm, all jobs in the queue at once."""
+    from launch.slurm import allocation
 
-    from dlplatform.task import find_task
-
-    primary = find_task(sweeping.config["task"]["name"]).primary
-    table = Table("job", "settings", primary, "folder", title=f"sweep {root}")
-    folders = [path for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
-    for folder in sorted(folders, key=lambda path: int(path.name)):
-        typed = folder / ".hydra" / "overrides.yaml"
-        words = " ".join(map(str, OmegaConf.load(typed))) if typed.exists() else ""
-        score = _score(folder) or sweeping.notes.get(folder.name, "no result")
-        table.add_row(str(int(folder.name) + 1), words, score, str(folder))
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    slurm = all(config["launcher"] == "slurm" for config in configs)
+    hydra = composed.hydra.sweeper._target_, composed.hydra.launcher._target_
+    plain = "BasicSweeper" in hydra[0] and "BasicLauncher" in hydra[1]
+    if not request.wait and not plain:
+        raise UsageError(
+            f"dlp submit with {' and '.join(name.rpartition('.')[2] for name in hydra)} - allowed: "
+            "Hydra's basic ones - do: dlp train -m launcher=slurm ..., which stays to the end"
+        )
+    return slurm and plain and not (request.wait and allocation.inside())
 
 
-def _score(folder: Path) -> str:
-    try:
-        return f"{float(json.loads((folder / 'result.json').read_text())['score']):.4f}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+def _array(request: Request, sweep: Any, composed: Any) -> None:
+    from launch import compose
+    from launch.slurm import submission
+    from launch.sweep import jobs
+
+    root = _root(composed).absolute()
+    found = []
+    for words in sweep.jobs():
+        one = jobs.baseline(compose.compose(words, request.name, request.folder))
+        found.append((words, _checked(one, None)))
+    if request.dry_run:
+        print(*submission.plan([config for _, config in found], root), sep="\n")
+    else:
+        jobs.array(found, root, request.wait)

@@ -23,25 +23,29 @@ class Boxes:
 
     Args:
         count: how many.
-        transport: ``shm``, ``tcp`` or ``tls`` (loopback).
+        transport: ``shm``, ``tcp`` or ``tls``.
         memory: where they take their memory (see ``dlp box --memory``).
         options: further options of ``dlp box``.
+        host: where ``tcp`` and ``tls`` listen; nobody else reaches loopback.
         secret: theirs; empty: made up.
     """
 
     def __init__(
         self, count: int, transport: str = "shm", memory: str = "/dev/shm",
-        options: Sequence[str] = (), secret: str = "",
+        options: Sequence[str] = (), host: str = "127.0.0.1", secret: str = "",
     ) -> None:  # fmt: skip
-        self.secret, self.options = secret or secrets.token_hex(32), list(options)
+        self.secret = secret or secrets.token_hex(32)
+        self.options, self.host = list(options), host
         self.processes: list[subprocess.Popen[str]] = []
         self._complaints: list[IO[str]] = []
         self.addresses: list[str] = []
-        self._token = secrets.token_hex(4)
+        token = secrets.token_hex(4)
         try:
             for number in range(count):
-                bind = f"{transport}://{self.place(number, transport)}"
-                self.processes.append(self._start(number, bind, memory))
+                before, at = self.place(number)
+                name = f"{token}-{number}" if transport == "shm" else f"{at}:0"
+                line = [*before, *self.command(f"{transport}://{name}", memory)]
+                self.processes.append(self._start(line))
             self.addresses = [
                 self._ready(process, complaints)
                 for process, complaints in zip(self.processes, self._complaints, strict=True)
@@ -50,9 +54,13 @@ class Boxes:
             self.stop()
             raise
 
-    def place(self, number: int, transport: str) -> str:
-        """Return where a box listens: a name, or a host and port."""
-        return f"{self._token}-{number}" if transport == "shm" else "127.0.0.1:0"
+    def place(self, number: int) -> tuple[list[str], str]:
+        """Return what starts a box's command line where it is to run, and its host there."""
+        return [], self.host
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the boxes."""
+        return {**os.environ, wire.SECRET: self.secret}
 
     def command(self, bind: str, memory: str) -> list[str]:
         """Return the command line of one box."""
@@ -61,28 +69,18 @@ class Boxes:
             *("--memory", memory, "--lifeline", *self.options),
         ]
 
-    def line(self, number: int, bind: str, memory: str) -> tuple[list[str], str]:
-        """Return the command line that starts a box, and what it reads first."""
-        return self.command(bind, memory), ""
-
-    def _start(self, number: int, bind: str, memory: str) -> subprocess.Popen[str]:
+    def _start(self, line: list[str]) -> subprocess.Popen[str]:
         complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by stop; never full
         self._complaints.append(complaints)
-        line, told = self.line(number, bind, memory)
-        process = subprocess.Popen(
+        return subprocess.Popen(
             line,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
             start_new_session=True,  # Ctrl-C is for the workers; the lifeline ends the boxes
-            env={**os.environ, wire.SECRET: self.secret},
+            env=self.environment(),
         )
-        if told:
-            assert process.stdin is not None
-            process.stdin.write(told)
-            process.stdin.flush()
-        return process
 
     def _ready(self, process: subprocess.Popen[str], complaints: IO[str]) -> str:
         assert process.stdout is not None
@@ -90,8 +88,9 @@ class Boxes:
         if not line:
             process.wait()
             complaints.seek(0)
-            reason = complaints.read().strip().splitlines() or ["no reason given"]
-            text = reason[-1].removeprefix("dlp: error: ")
+            said = complaints.read().strip().splitlines() or ["no reason given"]
+            own = [line for line in said if line.startswith("dlp: error: ")]
+            text = (own or said)[-1].removeprefix("dlp: error: ")
             raise EnvironmentMissing(text if process.wait() in (2, 3) else f"box: {text}")
         return str(json.loads(line)["address"])
 

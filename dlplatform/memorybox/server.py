@@ -124,6 +124,10 @@ class Server:
         """Cut the lifeline when standard input is closed."""
         while os.read(0, 4096):
             continue
+        self.cut_lifeline()
+
+    def cut_lifeline(self) -> None:
+        """End once no worker is connected any more."""
         with self.changed:
             self.lifeline = False
             self.changed.notify_all()
@@ -179,6 +183,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     secret = wire.load_secret(options.secret_file, create=True)
     server = Server(MemoryBox(limits_of(options)), secret)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if options.lifeline:
+        # A scheduler tells all processes of a job to end; its workers save first, in their boxes.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: later(0.0, server.cut_lifeline))
     with watching.watched(server, options.log):
         page = watching.serve_metrics(server, options.metrics) if options.metrics else ""
         addresses = open_doors(server, options)

@@ -185,7 +185,7 @@ def table(cls: type, prefix: str, skip: tuple[str, ...] = ()) -> str:
 
 
 def tables() -> dict[str, str]:
-    skip = ("task", "rule", "cluster", "run", "pipeline")
+    skip = ("task", "rule", "cluster", "run", "pipeline", "slurm")
     found = {
         "the job": table(config.Config, "", skip),
         "run.*": table(config.RunConfig, "run."),

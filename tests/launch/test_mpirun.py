@@ -92,14 +92,14 @@ def test_missing_mpirun_is_one_line_with_the_remedy(
 
 @pytest.mark.parametrize("code", [-9, 137, 9])
 def test_an_mpirun_that_reports_a_signal_is_exit_4(code: int) -> None:
-    error = mpirun._failure(code, job.Lines(io.StringIO("noise\n")).join())
+    error = mpirun._failure("mpirun", code, job.Lines(io.StringIO("noise\n")).join())
     assert error.exit_code == 4
     assert "SIGKILL" in str(error)
 
 
 def test_the_lowest_rank_speaks_for_those_that_failed_alike() -> None:
     said = "dlp: rank 2 exit 4: b\ndlp: rank 0 exit 4: a\ndlp: rank 1 exit 1: c\n"
-    error = mpirun._failure(0, job.Lines(io.StringIO(said)).join())
+    error = mpirun._failure("mpirun", 0, job.Lines(io.StringIO(said)).join())
     assert (error.exit_code, str(error)) == (4, "a")
 
 

@@ -1,0 +1,1 @@
+"""``dlp train -m`` and ``dlp sweep``: many jobs, one table, one picture."""

@@ -1,0 +1,30 @@
+#!/bin/bash
+# A job of dlplatform. For your site copy this file, change it, and name it as slurm.template=FILE.
+{{options}}
+
+# What the site needs before Python starts: slurm.setup=[...]
+{{setup}}
+
+folder={{folder}}
+trap 'heard=yes; again=yes; kill -USR1 $job' USR1 # the time limit is near: save, come back
+trap 'heard=yes; kill -USR1 $job' TERM            # the job is to end: save
+
+# This starts the steps of the job, hands signals on to them, and ends as they do:
+{{steps}}
+{{python}} -m launch.slurm "$folder" &
+job=$!
+heard=yes
+while [ "$heard" ]; do # wait also returns when a trap has run
+    heard=
+    wait $job
+    code=$?
+done
+
+# 75: saved on request. 4: a node, a box or a worker was lost; resume from the last checkpoint.
+if { [ $code = 75 ] && [ "$again" ]; } || [ $code = 4 ]; then
+    if [ "${SLURM_RESTART_COUNT:-0}" -lt {{restarts}} ]; then
+        echo "dlp: back to the queue, exit code $code, restart $((${SLURM_RESTART_COUNT:-0} + 1)) of {{restarts}}"
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # Slurm ends this script meanwhile
+    fi
+fi
+exit $code
