@@ -83,7 +83,12 @@ setup(
         "console_scripts": ["dlp = dlplatform.cli:main"],
         "dlplatform.tasks": ["builtin = trainers"],
         "dlplatform.launchers": [
-            *("local = launch.local", "ssh = launch.ssh", "mpirun = launch.mpirun", "slurm = launch.slurm"),
+            *(
+                "local = launch.local",
+                "ssh = launch.ssh",
+                "mpirun = launch.mpirun",
+                "slurm = launch.slurm",
+            ),
         ],
     },
 )

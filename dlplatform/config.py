@@ -36,7 +36,7 @@ class ClusterConfig:
     memory: str = "/dev/shm"
     """Where boxes take their memory: a tmpfs folder, or ``memfd``."""
     hosts: list[str] = field(default_factory=list)
-    """Machines of the job with launcher=ssh, as NAME or NAME:WORKERS; boxes are on the first ones."""
+    """Machines for launcher=ssh, as NAME or NAME:WORKERS; the first ones have the boxes."""
     agent: str = "ssh -o BatchMode=yes -o ServerAliveInterval=5"
     """What starts a process on one of them: called as AGENT HOST COMMAND."""
     job: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shlex
 import time
@@ -175,6 +176,7 @@ def repeat(trainer: Trainer) -> str:
         f"workers={trainer.job.size}",
         *([f"stages={trainer.cut.stages}"] if trainer.cut.stages > 1 else []),
         f"boxes={len(trainer.job.cluster.transports)}",
+        *([f"launcher={s['launcher']}"] if s.get("launcher", "local") != "local" else []),
         f"seed={trainer.seed}",
         f"run.minibatches={trainer.total}",
         *changed("rule", s["rule"], find_rule(s["rule"]["name"])),
@@ -195,6 +197,8 @@ def changed(group: str, settings: Mapping[str, Any], cls: type) -> list[str]:
         value = settings.get(field.name, default)
         if f"{group}.{field.name}" not in UNREPEATED and value != default:
             text = "null" if value is None else str(value).replace("'", "").replace(" ", "")
+            if isinstance(value, str) and " " in value:
+                text = json.dumps(value)
             words.append(shlex.quote(f"{group}.{field.name}={text}"))
     return words
 
@@ -204,7 +208,6 @@ def picture(
 ) -> Path:
     """Draw the result picture: curves on the left, predictions on the right."""
     import itertools
-    import json
 
     import matplotlib
 

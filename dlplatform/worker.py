@@ -1,7 +1,7 @@
 """``python -m dlplatform.worker CONFIG.json``: one worker process of a job.
 
-With ``-`` for the file it reads the configuration from its standard input, then the names of signals
-to act on; it ends when its standard input does. So it can be started on another host.
+With ``-`` for the file it reads the configuration from its standard input, then the names of
+signals to act on; it ends when its standard input does. So it can be started on another host.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Run a job on several machines: boxes and workers are started over ssh, or what stands in for it.
 
-The agent is called as ``AGENT HOST COMMAND``. Its standard input carries the job's secret first, then
-(to a worker) the configuration and signals; its end ends the process over there. So nothing secret is
-on a command line, and no shared file system is needed.
+The agent is called as ``AGENT HOST COMMAND``. Its standard input carries the job's secret first,
+then (to a worker) the configuration and signals; its end ends the process over there. So nothing
+secret is on a command line, and no shared file system is needed.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Hosts:
             slots = []
         if sum(slots) != workers or len(set(names)) < len(names):
             raise UsageError(
-                f"cluster.hosts=[{','.join(given)}] for workers={workers} - allowed: each host once, "
-                "numbers for all or none, together the workers - do: "
+                f"cluster.hosts=[{','.join(given)}] for workers={workers} - allowed: each host "
+                "once, numbers for all or none, together the workers - do: "
                 f"cluster.hosts=[{','.join(dict.fromkeys(names))}]"
             )
         return Hosts(names, slots, shlex.split(config["cluster"]["agent"]))
@@ -107,7 +107,7 @@ class FarBoxes(Boxes):
 
 
 class Far(subprocess.Popen[str]):
-    """A worker on another host: signals go down its standard input, since ssh does not pass them."""
+    """A worker on another host: signals go down its standard input, for ssh passes none on."""
 
     def send_signal(self, sig: int) -> None:
         """Ask the worker for what a signal asks; SIGKILL ends the connection, and so the worker."""
@@ -153,8 +153,8 @@ def _with_boxes(config: dict[str, Any], hosts: Hosts, stack: ExitStack) -> dict[
     cluster = dict(config["cluster"])
     if cluster["transport"] not in ("auto", "tcp"):
         raise UsageError(
-            f"cluster.transport={cluster['transport']} with launcher=ssh - allowed: tcp - do: leave "
-            "it out"
+            f"cluster.transport={cluster['transport']} with launcher=ssh - allowed: tcp - do: "
+            "leave it out"
         )
     if not cluster["boxes"]:
         boxes = stack.enter_context(FarBoxes(hosts, int(config["boxes"]), cluster["memory"]))

@@ -34,7 +34,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description=head, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = p.add_subparsers(dest="verb", required=True)
-    for verb, text in (("up", "make hosts"), ("run", "make hosts, run a command, take them away")):
+    for verb, text in (
+        ("up", "make hosts"),
+        ("run", "make hosts, run the command after --, take them away"),
+    ):
         one = verbs.add_parser(verb, help=text)
         one.add_argument("count", type=int)
         one.add_argument("--name", default="host", help="of all hosts (default: %(default)s)")
@@ -42,8 +45,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         one.add_argument("--rate", type=float, help="Mbit/s of every link, each way")
         one.add_argument("--delay", type=float, default=0.0, help="milliseconds, one way")
         one.add_argument("--loss", type=float, default=0.0, help="share of packets that are lost")
-        if verb == "run":
-            one.add_argument("command", nargs=argparse.REMAINDER, help="after --")
     one = verbs.add_parser("down", help="take the hosts away")
     one.add_argument("--name", default="host")
     one = verbs.add_parser("enter", help="run a command on a host")
@@ -53,7 +54,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         one.add_argument("host")
         if verb == "link":
             one.add_argument("state", choices=["up", "down"])
-    return p.parse_args(argv)
+    end = list(argv).index("--") if "--" in argv and "run" in argv[:1] else len(argv)
+    options = p.parse_args(argv[:end])
+    options.command = list(argv[end + 1 :])
+    return options
 
 
 def make(options: argparse.Namespace) -> Hosts:
@@ -72,7 +76,7 @@ def make(options: argparse.Namespace) -> Hosts:
 
 def run(options: argparse.Namespace) -> int:
     """Run a command beside hosts; ``dlp train`` is told to use them all."""
-    words = [word for word in options.command if word != "--"]
+    words: list[str] = options.command
     if not words:
         raise Missing("run without a command - do: hosts.py run 4 -- dlp train task=zoo/digits ...")
     hosts = make(options)

@@ -1,7 +1,8 @@
 """Numa: which processors share memory. A box, or a worker, keeps to those of one node.
 
-Memory comes from the node of the processor that touches it first, so a process that stays on one has
-its memory near. Where there is one node only, or the process is confined to one already, nothing is done.
+Memory comes from the node of the processor that touches it first, so a process that stays on one
+has its memory near. Where there is one node only, or the process is confined to one already,
+nothing is done.
 """
 
 from __future__ import annotations
