@@ -72,6 +72,8 @@ class RunConfig:
     """Where networks are trained: cpu, cuda (the host's GPUs in turn), cuda:N, or auto."""
     threads: int = 0
     """Compute threads of one worker; 0: cores / workers on this host."""
+    numa: bool = True
+    """Keep each worker to one NUMA node, where the host has several."""
     progress: str = "auto"
     """auto, live, plain or none."""
     dir: str = ""

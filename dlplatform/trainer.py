@@ -21,6 +21,7 @@ from dlplatform.errors import Diverged, Preempted, UsageError
 from dlplatform.flat import FlatGroup
 from dlplatform.job import DOOR, SETTINGS, Job, Place, start_boxes
 from dlplatform.judge import Judge
+from dlplatform.memorybox import numa
 from dlplatform.memorybox.counter import SLICE_MS
 from dlplatform.pipeline.cut import Cut
 from dlplatform.pipeline.stage import Stage
@@ -351,8 +352,11 @@ def with_last(items: Iterator[T]) -> Iterator[tuple[T, bool]]:
 
 
 def _threads(run: RunConfig, world: World) -> None:
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(run.threads or max(1, cores // world.local_size))
+    """Share the processors of this host, or of a NUMA node, out among its workers."""
+    mates = world.local_size
+    if run.numa:
+        mates = numa.stay(world.local_rank, world.local_size)
+    torch.set_num_threads(run.threads or max(1, len(os.sched_getaffinity(0)) // mates))
 
 
 def train(settings: dict[str, Any]) -> float:

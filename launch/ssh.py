@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ class FarBoxes(Boxes):
         return self.hosts.line(host, [], {}), host
 
     def _start(self, line: list[str]) -> subprocess.Popen[str]:
-        process = super()._start(line)
+        with agent_of(self.hosts):
+            process = super()._start(line)
         assert process.stdin is not None
         with suppress(OSError):
             process.stdin.write(self.secret + "\n")
@@ -190,23 +191,30 @@ def _start(config: dict[str, Any], hosts: Hosts, workers: list[local.Worker]) ->
     path = job.write_config(config)
     told = f"{os.environ[wire.SECRET]}\n{json.dumps(config)}\n"
     for rank, line in enumerate(_lines(config, hosts)):
-        workers.append(_worker(rank, line, told, path))
+        with agent_of(hosts):
+            workers.append(_worker(rank, line, told, path))
+
+
+@contextmanager
+def agent_of(hosts: Hosts) -> Iterator[None]:
+    """Say in one line that the agent is not there."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise EnvironmentMissing(
+            f"cluster.agent={' '.join(hosts.agent)} does not start: {error.strerror} - allowed: "
+            "ssh, or a program that runs AGENT HOST COMMAND - do: install it, or another one"
+        ) from None
 
 
 def _worker(rank: int, line: list[str], told: str, config: Path) -> local.Worker:
     """Start a worker; rank 0 speaks here, the others to a file."""
     log = config.with_name(f"rank-{rank}.log")
     with log.open("w") as out:
-        try:
-            process = Far(
-                line, stdin=subprocess.PIPE, stdout=None if rank == 0 else out, text=True,
-                stderr=subprocess.PIPE if rank == 0 else out, start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            raise EnvironmentMissing(
-                f"cluster.agent={line[0]} does not start: {error.strerror} - allowed: ssh, or a "
-                "program that runs AGENT HOST COMMAND - do: install it"
-            ) from None
+        process = Far(
+            line, stdin=subprocess.PIPE, stdout=None if rank == 0 else out, text=True,
+            stderr=subprocess.PIPE if rank == 0 else out, start_new_session=True,
+        )  # fmt: skip
     assert process.stdin is not None
     with suppress(OSError):
         process.stdin.write(told)

@@ -63,6 +63,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def part(text: str) -> tuple[int, int]:
+    """Return N and M of N/M, a part of a whole."""
+    number, _, whole = text.partition("/")
+    if not (number.isdecimal() and whole.isdecimal() and int(number) < int(whole)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not N/M with N from 0 below M")
+    return int(number), int(whole)
+
+
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "where": {
         "--bind": {
@@ -82,6 +90,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--memory": {
             "default": "/dev/shm", "metavar": "DIR",
             "help": "where its memory is: a tmpfs folder, or memfd (default: /dev/shm)",
+        },
+        "--numa": {
+            "type": part, "default": (0, 0), "metavar": "N/M",
+            "help": "box N (from 0) of M on this host, which share its NUMA nodes out",
         },
     },
     "jobs": {

@@ -45,6 +45,7 @@ class Boxes:
                 before, at = self.place(number)
                 name = f"{token}-{number}" if transport == "shm" else f"{at}:0"
                 line = [*before, *self.command(f"{transport}://{name}", memory)]
+                line += ["--numa", f"{number}/{count}"] if count > 1 and not before else []
                 self.processes.append(self._start(line))
             self.addresses = [
                 self._ready(process, complaints)

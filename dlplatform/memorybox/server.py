@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dlplatform.errors import UsageError
-from dlplatform.memorybox import connection, replica, watching, wire
+from dlplatform.memorybox import connection, numa, replica, watching, wire
 from dlplatform.memorybox.box import MemoryBox
 from dlplatform.memorybox.options import check, limits_of, parser
 from dlplatform.memorybox.session import Fields, Session
@@ -180,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a box until SIGTERM, Ctrl-C, the end of its lifeline or its drain; return the code."""
     options = parser().parse_args(argv)
     check(options)
+    if options.numa[1] > 1:
+        numa.stay(*options.numa)
     secret = wire.load_secret(options.secret_file, create=True)
     server = Server(MemoryBox(limits_of(options)), secret)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
