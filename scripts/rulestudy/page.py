@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from rulestudy.plan import LONGER, RULES, TIMES, WIRES, WORKERS
+from rulestudy.plan import RULES, TIMES, WIRES, WORKERS
 from rulestudy.problems import PROBLEMS, TEST_SEEDS
 
 BEGIN, END = "<!-- study: written by scripts/study_rules.py -->", "<!-- end of study -->"
@@ -89,7 +89,7 @@ def longer(done: Done) -> list[str]:
         "| rule | " + " | ".join(f"{p} | {TIMES} x as long" for p in PROBLEMS) + " |",
         "| --- |" + " ---: | ---: |" * len(PROBLEMS),
     ]
-    for name, workers in [("alone", 1), *((name, 16) for name in LONGER)]:
+    for name, workers in [("alone", 1), *((name, 16) for name in RULES)]:
         cells = []
         for problem in PROBLEMS:
             keys = [key for key in done if key.startswith(f"long/{problem}/{name}/")]
