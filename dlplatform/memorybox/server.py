@@ -76,7 +76,7 @@ class Server:
                 link.close()
                 continue
             self.count(connected=1)
-            connection.spawn(self, link, shield)
+            connection.spawn(self, partial(connection.accepted, link, shield))
 
     def meet(
         self, job: str, token: str, mirror: str = "", replicated: Sequence[str] = ()

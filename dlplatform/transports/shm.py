@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from dlplatform.transports.conduit import Conduit, SocketConduit
 from dlplatform.transports.link import Frame, Link, Linked
 from dlplatform.transports.mapped import MappedTransport
 from dlplatform.transports.stream import StreamTransport
@@ -21,9 +22,10 @@ class ShmTransport(Linked, MappedTransport):  # type: ignore[override]
         """Receive a descriptor of a segment's file, or of the counters' for no key."""
         found: list[int] = []
 
-        def work(link: socket.socket, _: bool) -> Frame:
+        def work(link: Conduit, _: bool) -> Frame:
+            assert isinstance(link, SocketConduit)
             reply = self.link.request(link, "map", {"key": key})
-            found.extend(socket.recv_fds(link, 1, 1)[1])
+            found.extend(socket.recv_fds(link.socket, 1, 1)[1])
             return reply
 
         with self.link.borrowed() as lane:

@@ -68,9 +68,19 @@ int64_t dlp_counter_swap(counter *c, int64_t expected, int64_t desired) {
     return seen;
 }
 
+/* Sleep until the counter's turn is another one, or for so long; -EINTR when a signal came. */
+int dlp_bell_wait(counter *c, uint32_t turn, int64_t us) {
+    struct timespec left = {us / 1000000, us % 1000000 * 1000};
+    __atomic_fetch_add(&c->waiters, 1, __ATOMIC_SEQ_CST);
+    long result = futex(&c->turn, FUTEX_WAIT, turn, &left);
+    int interrupted = result == -1 && errno == EINTR;
+    __atomic_fetch_sub(&c->waiters, 1, __ATOMIC_SEQ_CST);
+    return interrupted ? -EINTR : 0;
+}
+
 /* Wait at most ms for the value to reach at_least; 1 when it has, 0 when not yet. */
 int dlp_counter_wait(counter *c, int64_t at_least, int ms) {
-    struct timespec now, end, left;
+    struct timespec now, end;
     clock_gettime(CLOCK_MONOTONIC, &end);
     end.tv_sec += ms / 1000;
     end.tv_nsec += (long)(ms % 1000) * 1000000;
@@ -78,15 +88,10 @@ int dlp_counter_wait(counter *c, int64_t at_least, int ms) {
         uint32_t turn = __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST);
         if (dlp_counter_get(c) >= at_least) return 1;
         clock_gettime(CLOCK_MONOTONIC, &now);
-        int64_t ns = (end.tv_sec - now.tv_sec) * 1000000000LL + end.tv_nsec - now.tv_nsec;
-        if (ns <= 0) return 0;
-        left.tv_sec = ns / 1000000000;
-        left.tv_nsec = ns % 1000000000;
-        __atomic_fetch_add(&c->waiters, 1, __ATOMIC_SEQ_CST);
-        long result = futex(&c->turn, FUTEX_WAIT, turn, &left);
-        int interrupted = result == -1 && errno == EINTR;
-        __atomic_fetch_sub(&c->waiters, 1, __ATOMIC_SEQ_CST);
-        if (interrupted) return dlp_counter_get(c) >= at_least; /* let Python see its signal */
+        int64_t us = (end.tv_sec - now.tv_sec) * 1000000LL + (end.tv_nsec - now.tv_nsec + 999) / 1000;
+        if (us <= 0) return 0;
+        if (dlp_bell_wait(c, turn, us) == -EINTR)
+            return dlp_counter_get(c) >= at_least; /* let Python see its signal */
     }
 }
 
