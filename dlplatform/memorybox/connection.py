@@ -65,6 +65,10 @@ class Connection:
             elif command == "mirror" and self.session is None:
                 replica.receive(self.server, self.link, str(frame["job"]), str(frame["origin"]))
                 raise ConnectionAbortedError("the mirrored box is gone")
+            elif command == "pair" and self.session is None and self.server.pair:
+                self.link = self.server.pair(self.link, frame["card"])
+                if not self.welcome():
+                    raise ConnectionAbortedError("the secret was not proved again")
             elif isinstance(command, str) and command in self.server.orders:
                 wire.send(self.link, {"ok": self.server.orders[command](self.box, **frame)})
             else:
@@ -151,6 +155,20 @@ class Connection:
             wire.send(link, {"ok": {}})
             socket.send_fds(link.socket, [b"F"], [file])
 
+    def expose(self, session: Session, frame: Fields) -> None:
+        """Tell a worker where a segment or a counter is, to read it without this box (RDMA)."""
+        show = getattr(self.link, "expose", None)
+        if show is None:
+            raise BoxError("expose over tcp or shm - allowed: verbs - do: ask for the bytes")
+        space = session.space
+        if frame.get("counter"):
+            place = show(space.counters, space.counter(frame["counter"]))
+        else:
+            entry = session.entry(frame.get("key", ""))
+            with space.using(entry):
+                place = show(entry.mapping, entry.mapping.data)
+        wire.send(self.link, {"ok": place})
+
     # -- locks ---------------------------------------------------------------------------
 
     def lock(self, session: Session, frame: Fields) -> None:
@@ -203,7 +221,7 @@ class Connection:
 
 STREAMS = {
     "read": Connection.read, "map": Connection.map, "lock": Connection.lock,
-    "unlock": Connection.unlock,
+    "unlock": Connection.unlock, "expose": Connection.expose,
 }  # fmt: skip
 
 
@@ -215,7 +233,7 @@ def accepted(link: socket.socket, shield: Shield | None = None) -> SocketConduit
 
 def start(server: Server, accept: Callable[[], Conduit]) -> None:
     """Serve what ``accept`` returns to its end."""
-    link = None
+    link = connection = None
     try:
         link = accept()
         connection = Connection(server, link)
@@ -228,7 +246,7 @@ def start(server: Server, accept: Callable[[], Conduit]) -> None:
         return  # it hung up, or talked nonsense: nobody is left to be told
     finally:
         if link is not None:
-            link.close()
+            (connection.link if connection else link).close()
         server.count(connected=-1)
 
 

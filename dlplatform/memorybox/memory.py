@@ -8,6 +8,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from dlplatform.errors import BoxError, EnvironmentMissing
 from kernels import cpu
@@ -101,7 +105,34 @@ def pages(size: int) -> int:
     return -(-size // cpu.PAGE) * cpu.PAGE
 
 
-class Mapping:
+class Pinned:
+    """Memory that devices may know: they forget it before it goes (RDMA registers memory).
+
+    Args:
+        address: of the first byte.
+        size: bytes.
+    """
+
+    _pinning = threading.RLock()
+
+    def __init__(self, address: int, size: int) -> None:
+        self.address, self.size = address, size
+        self._pins: dict[object, Any] = {}
+
+    def pin(self, key: object, register: Callable[[int, int], Any]) -> Any:
+        """Return what a device made of this memory; it has a ``close``."""
+        with self._pinning:
+            if key not in self._pins:
+                self._pins[key] = register(self.address, self.size)
+            return self._pins[key]
+
+    def unpin(self) -> None:
+        """Have all devices forget it."""
+        while self._pins:
+            self._pins.popitem()[1].close()
+
+
+class Mapping(Pinned):
     """A segment mapped into this process: locks in front, fp32 data, room for its shadow.
 
     Args:
@@ -111,12 +142,12 @@ class Mapping:
     """
 
     def __init__(self, descriptor: int, floats: int, at: int = 0) -> None:
-        self.floats, self._own = floats, not at
-        head, size = cpu.header_bytes(floats), floats * 4
+        self.floats, head, size = floats, cpu.header_bytes(floats), floats * 4
+        super().__init__(0, size)
         self._parts: list[tuple[int, int]] = []
         try:
             self.header = self._map(0, head, descriptor, 0, True)
-            self.data = self._map(at, size, descriptor, head, True)
+            self.data = self.address = self._map(at, size, descriptor, head, True)
             self.shadow = self._map(0, size, descriptor, head + pages(size), False)
         except OSError:
             self.unmap()
@@ -132,18 +163,33 @@ class Mapping:
 
     def unmap(self) -> None:
         """Give the addresses back."""
+        self.unpin()
         while self._parts:
             cpu.unmap(*self._parts.pop())
 
 
-class Memory:
+class Memory(Pinned):
     """Private, page-aligned, touched memory of ``floats`` zeros, freed with this object."""
+
+    _living: ClassVar[WeakSet[Memory]] = WeakSet()
 
     def __init__(self, floats: int) -> None:
         self.floats = floats
-        self._bytes = max(floats, 1) * 4
-        self.address = cpu.check(cpu.allocate(self._bytes))
+        size = max(floats, 1) * 4
+        super().__init__(cpu.check(cpu.allocate(size)), size)
+        with self._pinning:
+            self._living.add(self)
+
+    @classmethod
+    def holding(cls, address: int, size: int) -> Memory | None:
+        """Return the object whose memory a span is in, if any: its addresses are stable."""
+        with cls._pinning:
+            for one in cls._living:
+                if one.address <= address and address + size <= one.address + one.size:
+                    return one
+        return None
 
     def __del__(self) -> None:
         if getattr(self, "address", 0):
-            cpu.unmap(self.address, self._bytes)
+            self.unpin()
+            cpu.unmap(self.address, self.size)

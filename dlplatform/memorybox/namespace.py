@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dlplatform.errors import BoxError
 from dlplatform.memorybox.cut import GATE as GATE
 from dlplatform.memorybox.cut import Gate
-from dlplatform.memorybox.memory import Mapping, megabytes, nameless_file, pages
+from dlplatform.memorybox.memory import Mapping, Pinned, megabytes, nameless_file, pages
 from kernels import cpu
 
 if TYPE_CHECKING:
@@ -84,7 +84,9 @@ class Namespace:
         self.slots: dict[str, int] = {}
         self._free = list(range(COUNTERS - 1, -1, -1))
         self.counters_file = nameless_file(memory, COUNTERS * LINE)
-        self._counters = cpu.check(cpu.map_file(0, COUNTERS * LINE, self.counters_file, 0, True))
+        size = COUNTERS * LINE
+        at = cpu.check(cpu.map_file(0, size, self.counters_file, 0, True))
+        self.counters = Pinned(at, size)
         self.epoch_at = self.counter(EPOCH)
         self.gate = Gate(self)
 
@@ -202,12 +204,12 @@ class Namespace:
                         "do: use fewer counters"
                     )
                 self.slots[name] = self._free.pop()
-                cpu.counter_set(self._counters + LINE * self.slots[name], 0)
+                cpu.counter_set(self.counters.address + LINE * self.slots[name], 0)
             return self.slots[name]
 
     def counter(self, name: str) -> int:
         """Return the address of a counter in this process."""
-        return self._counters + LINE * self.slot(name)
+        return self.counters.address + LINE * self.slot(name)
 
     def forget(self, beginning: str) -> None:
         """Drop the counters whose names begin so."""
@@ -239,8 +241,9 @@ class Namespace:
                 self.free_unused(entry)
 
     def __del__(self) -> None:
-        if getattr(self, "_counters", 0):  # the last thread that used it has ended
-            cpu.unmap(self._counters, COUNTERS * LINE)
+        if hasattr(self, "counters"):  # the last thread that used it has ended
+            self.counters.unpin()
+            cpu.unmap(self.counters.address, self.counters.size)
             os.close(self.counters_file)
 
 

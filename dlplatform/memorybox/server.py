@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dlplatform.errors import UsageError
@@ -26,28 +26,30 @@ from dlplatform.memorybox.timing import later
 
 if TYPE_CHECKING:
     from dlplatform.memorybox.lasting import Lasting
+    from dlplatform.transports.conduit import Conduit
 
+FAR = ("tcp", "tls", "verbs")
 MOST_CONNECTIONS = 4096
 GOODBYE_S, EVERY_S = 2.0, 30.0
 
 
 def listen(uri: str) -> tuple[socket.socket, str]:
-    """Bind shm://NAME, or tcp:// or tls://HOST:PORT (0: any free); return the real address."""
+    """Bind shm://NAME, or tcp://, tls:// or verbs://HOST:PORT (0: any free); return its address."""
     parts = urlsplit(uri)
     try:
         if parts.scheme == "shm" and parts.netloc:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(f"\0dlp/{parts.netloc}")
             address = uri
-        elif parts.scheme in ("tcp", "tls") and parts.hostname and parts.port is not None:
+        elif parts.scheme in FAR and parts.hostname and parts.port is not None:
             listener = socket.create_server((parts.hostname, parts.port), backlog=128)
             address = f"{parts.scheme}://{parts.hostname}:{listener.getsockname()[1]}"
         else:
             raise ValueError("not an address of a box")
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--bind {uri}: {error} - allowed: shm://NAME, tcp://HOST:PORT or tls://HOST:PORT, not "
-            "in use - do: choose another name or port"
+            f"--bind {uri}: {error} - allowed: shm://NAME, or tcp://, tls:// or verbs://HOST:PORT, "
+            "not in use - do: choose another name or port"
         ) from None
     listener.listen(128)
     return listener, address
@@ -63,6 +65,8 @@ class Server:
         self.lifeline = True
         self.lasting: Lasting | None = None
         self.orders: dict[str, Callable[..., Fields]] = {}
+        self.pair: Callable[[Any, Fields], Conduit] | None = None
+        """Goes over to RDMA on a connection that was made over TCP."""
 
     def accept(self, listener: socket.socket, shield: connection.Shield | None = None) -> None:
         """Serve every connection in a thread of its own."""
@@ -159,6 +163,11 @@ def open_doors(server: Server, options: argparse.Namespace) -> list[str]:
 
         context = tls.server_context(options.tls_cert, options.tls_key)
         shield = partial(tls.receive, context=context, timeout_s=connection.HANDSHAKE_S)
+    hosts = [urlsplit(uri).hostname or "" for uri in options.bind if uri.startswith("verbs:")]
+    if hosts:
+        from dlplatform.transports import verbs
+
+        server.pair = verbs.prepare(hosts)
     bound = [listen(uri) for uri in options.bind]
     if options.snapshot:
         from dlplatform.memorybox.lasting import Lasting

@@ -7,22 +7,54 @@ first active one.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import resource
-from collections.abc import Iterator
+import sysconfig
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
 
 from dlplatform.errors import EnvironmentMissing, UsageError, closest
 
-DEVICES = Path("/sys/class/infiniband")
 DEVICE, GID = "DLP_RDMA_DEVICE", "DLP_RDMA_GID"
+MODULES = ("addr", "cq", "device", "fork", "mr", "pd", "pyverbs_error", "qp", "wr")
+MOST_GIDS = 1024
+"""The kernel fills no larger table."""
 NONE_HERE = (
     "allowed: an InfiniBand or RoCE device with an active port - do: load its driver, or make a "
     "software one (modprobe rdma_rxe; rdma link add rxe0 type rxe netdev eth0); tcp and shm work "
     "without"
 )
+opening = threading.RLock()
+"""Whoever opens what has a file of events holds this."""
+
+
+@functools.cache
+def verbs() -> SimpleNamespace:
+    """Return pyverbs' modules under their names, and its enumerations as ``e``.
+
+    Raises:
+        EnvironmentMissing: when it is not installed for this Python.
+    """
+    try:
+        found = {name: import_module(f"pyverbs.{name}") for name in MODULES}
+        try:
+            enums = import_module("pyverbs.enums")  # 44
+        except ImportError:
+            enums = import_module("pyverbs.libibverbs_enums")  # later
+    except ImportError as error:
+        place = sysconfig.get_path("platlib")
+        raise EnvironmentMissing(
+            f"pyverbs for RDMA: {error} - allowed: pyverbs 44 or later of this system's packages "
+            "(PyPI's does not build) - do: apt-get install -y python3-pyverbs ibverbs-providers, "
+            f"then ln -s /usr/lib/python3/dist-packages/pyverbs {place}"
+        ) from None
+    return SimpleNamespace(e=enums, **found)
 
 
 @dataclass(frozen=True)
@@ -35,10 +67,10 @@ class Outlet:
     """Of the GID in the port's table."""
     gid: str
     """As an IPv6 address."""
-    kind: str
-    """``IB/RoCE v1`` or ``RoCE v2``."""
-    state: str
-    """``ACTIVE`` when it can be used."""
+    routable: bool
+    """Of RoCE v2."""
+    active: bool
+    """Its port can be used."""
 
     @property
     def name(self) -> str:
@@ -49,43 +81,66 @@ class Outlet:
         """Rank outlets: usable, of the connection's own address, routable, IPv4."""
         gid = ipaddress.IPv6Address(self.gid)
         return (
-            self.state == "ACTIVE",
+            self.active,
             near in (self.gid, str(gid.ipv4_mapped)),
-            self.kind.startswith("RoCE v2"),
+            self.routable,
             gid.ipv4_mapped is not None,
         )
 
 
-def _line(path: Path) -> str:
+@functools.cache
+def context(device: str) -> Any:
+    """Return a device opened in this process, where it stays open.
+
+    Raises:
+        EnvironmentMissing: when this user may not open it, or its provider is missing.
+    """
+    v = verbs()
     try:
-        return path.read_text().strip()
-    except OSError:  # an empty place of the table
-        return ""
+        if v.fork.is_fork_initialized() == v.e.IBV_FORK_DISABLED:
+            v.fork.fork_init()  # a forked child must not move registered pages
+        with opening:
+            return v.device.Context(name=device)
+    except v.pyverbs_error.PyverbsError as error:
+        raise EnvironmentMissing(
+            f"RDMA device {device}: {error} - allowed: a device this user may open - do: see "
+            "ls -l /dev/infiniband, and install its provider (apt-get install ibverbs-providers)"
+        ) from None
 
 
-def outlets(devices: Path = DEVICES) -> Iterator[Outlet]:
-    """Yield every GID of every port that the kernel knows."""
-    for port in sorted(devices.glob("*/ports/*"), key=lambda p: (p.parts[-3], int(p.name))):
-        state = _line(port / "state").rpartition(" ")[2]
-        for place in sorted((port / "gids").glob("*"), key=lambda p: int(p.name)):
-            gid = ipaddress.IPv6Address(_line(place) or 0)
-            if int(gid):
-                kind = _line(port / "gid_attrs" / "types" / place.name)
-                yield Outlet(
-                    port.parts[-3], int(port.name), int(place.name), str(gid), kind, state
-                )
+def devices() -> list[str]:
+    """Return the names of the RDMA devices."""
+    v = verbs()
+    try:
+        return sorted(one.name.decode() for one in v.device.get_device_list())
+    except v.pyverbs_error.PyverbsError:
+        return []  # a kernel without RDMA
 
 
-def choose(near: str = "", devices: Path = DEVICES) -> Outlet:
+def outlets() -> Iterator[Outlet]:
+    """Yield every GID of every port of every device."""
+    v = verbs()
+    for device in devices():
+        opened = context(device)
+        for one in opened.query_gid_table(MOST_GIDS):
+            port = opened.query_port(one.port_num)
+            gid = str(ipaddress.IPv6Address(one.gid_str()))
+            yield Outlet(
+                device, one.port_num, one.gid_index, gid,
+                one.gid_type == v.e.IBV_GID_TYPE_ROCE_V2, port.state == v.e.IBV_PORT_ACTIVE,
+            )  # fmt: skip
+
+
+def choose(near: str = "", found: Sequence[Outlet] | None = None) -> Outlet:
     """Return the outlet for a connection with the local address ``near``.
 
     Raises:
         UsageError: when the environment names what is not there.
         EnvironmentMissing: when there is no device, or none of its ports is active.
     """
-    found = list(outlets(devices))
+    found = list(outlets()) if found is None else found
     if not found:
-        raise EnvironmentMissing(f"no RDMA device: {devices} names none - {NONE_HERE}")
+        raise EnvironmentMissing(f"no RDMA device on this machine - {NONE_HERE}")
     names = sorted({name for one in found for name in (one.device, one.name)})
     device = os.environ.get(DEVICE, "")
     if device and device not in names:
@@ -96,17 +151,17 @@ def choose(near: str = "", devices: Path = DEVICES) -> Outlet:
     fitting = [one for one in found if device in ("", one.device, one.name)]
     index = os.environ.get(GID, "")
     if index:
+        places = ", ".join(f"{one.index} ({one.name} {one.gid})" for one in fitting)
         fitting = [one for one in fitting if str(one.index) == index]
         if not fitting:
-            places = ", ".join(f"{one.index} ({one.name} {one.gid})" for one in found)
             raise UsageError(
                 f"{GID}={index} is no GID of {device or 'any device'} - allowed: {places} - do: "
                 "name the index of one of them, or unset it"
             )
     best = max(fitting, key=lambda one: one.fitness(near))
-    if best.state != "ACTIVE":
-        states = ", ".join(sorted({f"{one.name} is {one.state or 'unknown'}" for one in fitting}))
-        raise EnvironmentMissing(f"no RDMA port is active: {states} - {NONE_HERE}")
+    if not best.active:
+        idle = ", ".join(sorted({one.name for one in fitting}))
+        raise EnvironmentMissing(f"no RDMA port is active: {idle} - {NONE_HERE}")
     return best
 
 
@@ -117,9 +172,9 @@ def locked_memory() -> str:
 
 
 def lock_refused(size: int, reason: str) -> EnvironmentMissing:
-    """Return the error for memory that could not be registered: usually a limit on locked memory."""
+    """Return the error for memory that was not registered, mostly for a limit on locked memory."""
     return EnvironmentMissing(
-        f"registering {size / 2**20:.1f} MiB with the RDMA device: {reason} - allowed: ulimit -l is "
-        f"{locked_memory()} - do: ulimit -l unlimited (root sets it: memlock in "
+        f"registering {size / 2**20:.1f} MiB with the RDMA device: {reason} - allowed: ulimit -l "
+        f"is {locked_memory()} - do: ulimit -l unlimited (root sets it: memlock in "
         "/etc/security/limits.conf, LimitMEMLOCK of slurmd, --ulimit memlock=-1 of docker)"
     )

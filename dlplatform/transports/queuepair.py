@@ -9,18 +9,15 @@ lock. pyverbs is never imported before it is needed.
 from __future__ import annotations
 
 import functools
+import ipaddress
 import os
-import sysconfig
 import threading
 from contextlib import suppress
-from importlib import import_module
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from dlplatform.errors import EnvironmentMissing
-from dlplatform.transports.fabric import Outlet, lock_refused
+from dlplatform.memorybox.memory import Pinned
+from dlplatform.transports.fabric import Outlet, context, lock_refused, opening, verbs
 
-MODULES = ("addr", "cq", "device", "fork", "mr", "pd", "pyverbs_error", "qp", "wr")
 READS = 16
 """RDMA READs and atomics that a queue pair may have on their way (the least a device offers)."""
 TIMEOUT, RETRIES, NOT_READY, FOREVER = 16, 7, 12, 7
@@ -30,30 +27,6 @@ OPCODES = {
     READ: "RDMA_READ", WRITE: "RDMA_WRITE", WRITE_NOTE: "RDMA_WRITE_WITH_IMM", SEND: "SEND",
     ADD: "ATOMIC_FETCH_AND_ADD", SWAP: "ATOMIC_CMP_AND_SWP",
 }  # fmt: skip
-_opening = threading.RLock()
-
-
-@functools.cache
-def verbs() -> SimpleNamespace:
-    """Return pyverbs' modules under their names, and its enumerations as ``e``.
-
-    Raises:
-        EnvironmentMissing: when it is not installed for this Python.
-    """
-    try:
-        found = {name: import_module(f"pyverbs.{name}") for name in MODULES}
-        try:
-            enums = import_module("pyverbs.enums")  # 44
-        except ImportError:
-            enums = import_module("pyverbs.libibverbs_enums")  # later
-    except ImportError as error:
-        place = sysconfig.get_path("platlib")
-        raise EnvironmentMissing(
-            f"pyverbs for RDMA: {error} - allowed: pyverbs 44 or later of this system's packages "
-            "(PyPI's does not build) - do: apt-get install -y python3-pyverbs ibverbs-providers, "
-            f"then ln -s /usr/lib/python3/dist-packages/pyverbs {place}"
-        ) from None
-    return SimpleNamespace(e=enums, **found)
 
 
 class Done(NamedTuple):
@@ -67,20 +40,9 @@ class Adapter:
     """A device opened at one of its outlets; see ``adapter``."""
 
     def __init__(self, outlet: Outlet) -> None:
-        v = verbs()
-        self.outlet = outlet
-        try:
-            if v.fork.is_fork_initialized() == v.e.IBV_FORK_DISABLED:
-                v.fork.fork_init()  # a forked child must not move registered pages
-            with _opening:
-                self.context = v.device.Context(name=outlet.device)
-            self.domain = v.pd.PD(self.context)
-            port = self.context.query_port(outlet.port)
-        except v.pyverbs_error.PyverbsError as error:
-            raise EnvironmentMissing(
-                f"RDMA device {outlet.device}: {error} - allowed: a device this user may open - "
-                "do: see ls -l /dev/infiniband, and install its provider (ibverbs-providers)"
-            ) from None
+        self.outlet, self.context = outlet, context(outlet.device)
+        self.domain = verbs().pd.PD(self.context)
+        port = self.context.query_port(outlet.port)
         self.mtu, self.lid = int(port.active_mtu), int(port.lid)
 
     def register(self, address: int, size: int, remote: str = "") -> Any:
@@ -105,15 +67,19 @@ class Adapter:
         except v.pyverbs_error.PyverbsRDMAError as error:
             raise lock_refused(size, os.strerror(error.error_code)) from None
 
+    def pin(self, memory: Pinned, remote: str = "") -> Any:
+        """Register memory until it goes; once, however often it is asked for."""
+        return memory.pin((self, remote), lambda at, size: self.register(at, size, remote))
 
-@functools.lru_cache(maxsize=None)
+
+@functools.cache
 def _opened(outlet: Outlet) -> Adapter:
     return Adapter(outlet)
 
 
 def adapter(outlet: Outlet) -> Adapter:
     """Return this process's adapter at an outlet; it stays open."""
-    with _opening:
+    with opening:
         return _opened(outlet)
 
 
@@ -138,11 +104,11 @@ class QueuePair:
     def __init__(self, end: Adapter, depth: int) -> None:
         v = verbs()
         self.end, self._v = end, v
-        self._posting = threading.Lock()
+        self._posting, self._closed = threading.Lock(), False
         try:
             # pyverbs keeps the channel's descriptor to itself, and waits in it with the
             # interpreter lock held. Here it is found, and waited for with poll.
-            with _opening:
+            with opening:
                 before = _event_files()
                 self._channel = v.cq.CompChannel(end.context)
                 (self.events,) = _event_files() - before
@@ -217,6 +183,8 @@ class QueuePair:
             operands: what to add; or what to compare with, and the new value.
         """
         with self._posting:
+            if self._closed:
+                raise ConnectionError("queue pair: closed here")
             part, request = self._part, self._request
             part.addr, part.length, part.lkey = local
             request.num_sge = 1 if local[1] else 0
@@ -279,16 +247,14 @@ class QueuePair:
         self._pair.modify(attr, self._v.e.IBV_QP_STATE)
 
     def close(self) -> None:
-        """Give everything back; nothing may be posted or collected any more."""
-        self._pair.close()
-        self._queue.close()
-        self._channel.close()
-        self._note.close()
-        self._part.close()
+        """Give everything back; nothing may be collected any more."""
+        with self._posting:
+            if not self._closed:
+                self._closed = True
+                for one in (self._pair, self._queue, self._channel, self._note, self._part):
+                    one.close()
 
 
 def full(gid: str) -> str:
     """Return a GID with all its digits, as pyverbs wants it."""
-    import ipaddress
-
     return ipaddress.IPv6Address(gid).exploded

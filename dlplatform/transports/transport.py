@@ -120,6 +120,7 @@ def open_transport(uri: str, entrance: Entrance) -> Transport:
     from dlplatform.transports.shm import open_shm
     from dlplatform.transports.simulated import SimulatedTransport
     from dlplatform.transports.stream import open_tcp
+    from dlplatform.transports.verbs import open_verbs
 
     known: dict[str, Opener] = {
         "inproc": InprocTransport,
@@ -127,6 +128,7 @@ def open_transport(uri: str, entrance: Entrance) -> Transport:
         "sim": SimulatedTransport,
         "tcp": open_tcp,
         "tls": open_tcp,
+        "verbs": open_verbs,
     }
     scheme = uri.partition("://")[0]
     for entry in entry_points(group="dlplatform.transports", name=scheme):

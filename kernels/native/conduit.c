@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 enum { SLICE_MS = 100 /* between two looks whether the other process lives */ };
@@ -36,13 +37,19 @@ void dlp_slot_filled(slots *s, uint32_t bytes) {
 
 void dlp_slot_emptied(slots *s) { store(&s->emptied, s->emptied + 1); }
 
+/* Wake the other side: a thread that waits for a bell, or an engine that waits for a file. */
+static void ring(conduit *c) {
+    if (c->fd >= 0) eventfd_write(c->fd, 1);
+    else dlp_counter_wake(c->other);
+}
+
 /* Nothing comes any more, in either direction; whoever waits looks again. */
 void dlp_hang_up(conduit *c) {
     if (!c->in) return;
     store(&c->in->closed, 1);
     store(&c->out->closed, 1);
     dlp_counter_wake(&c->in->bell);
-    dlp_counter_wake(c->other);
+    ring(c);
 }
 
 static ssize_t from_slots(conduit *c, char *to, size_t n) {
@@ -57,7 +64,7 @@ static ssize_t from_slots(conduit *c, char *to, size_t n) {
     if (c->taken < holds) return (ssize_t)n;
     c->taken = 0;
     dlp_slot_emptied(s);
-    dlp_counter_wake(c->other);
+    ring(c);
     return (ssize_t)n;
 }
 
@@ -71,7 +78,7 @@ static ssize_t into_slots(conduit *c, const char *from, size_t n, int more) {
     if (c->begun < s->size && more) return (ssize_t)n;
     dlp_slot_filled(s, (uint32_t)c->begun);
     c->begun = 0;
-    dlp_counter_wake(c->other);
+    ring(c);
     return (ssize_t)n;
 }
 

@@ -145,7 +145,8 @@ typedef struct {
 
 /* One side of a lane: a socket, or rows of slots in and out. */
 typedef struct {
-    int32_t fd, ms; /* the socket; with slots: patience of dlp_receive and dlp_send, -1 for ever */
+    int32_t fd; /* the socket; with slots: an eventfd to write to instead of ringing, or -1 */
+    int32_t ms; /* with slots: patience of dlp_receive and dlp_send, -1 for ever */
     slots *in, *out;
     counter *other;       /* rung for the other side */
     segment_header *life; /* lock 0 is held while the other side's process lives; or NULL */

@@ -27,7 +27,9 @@ class Side:
         self.pair = QueuePair(self.end, 16)
         self.memory = Memory(SIZE // 4)
         self.at = self.memory.address
-        self.regions = {way: self.end.register(self.at, SIZE, way) for way in ("read", "write", "add")}
+        self.regions = {
+            way: self.end.register(self.at, SIZE, way) for way in ("read", "write", "add")
+        }
 
     def local(self, offset: int, size: int) -> tuple[int, int, int]:
         return self.at + offset, size, self.regions["read"].lkey
@@ -86,7 +88,9 @@ def test_a_note_comes_with_its_bytes_and_in_order(sides: tuple[Side, Side]) -> N
     one, two = sides
     for n in range(8):
         one.put(n, bytes([65 + n]))
-        one.pair.post(WRITE_NOTE, 1 + n, one.local(n, 1), two.remote(n, "write"), note=(n << 20) | 5)
+        one.pair.post(
+            WRITE_NOTE, 1 + n, one.local(n, 1), two.remote(n, "write"), note=(n << 20) | 5
+        )
     one.pair.post(WRITE_NOTE, 9, (0, 0, 0), two.remote(0, "write"), note=0xFFFFFFFF)
     assert [done.id for done in one.wait(9)] == list(range(1, 10))
     notes = [(n << 20) | 5 for n in range(8)] + [0xFFFFFFFF]
@@ -125,7 +129,12 @@ def test_waiting_is_sleeping(sides: tuple[Side, Side]) -> None:
 @pytest.mark.parametrize("way", ["read", "write", "add", "outside"])
 def test_what_is_not_allowed_breaks_the_connection(sides: tuple[Side, Side], way: str) -> None:
     one, two = sides
-    what, offset = {"read": (WRITE, 0), "write": (READ, 0), "add": (WRITE, 0), "outside": (READ, SIZE - 4)}[way]
+    what, offset = {
+        "read": (WRITE, 0),
+        "write": (READ, 0),
+        "add": (WRITE, 0),
+        "outside": (READ, SIZE - 4),
+    }[way]
     one.pair.post(what, 1, one.local(0, 8), two.remote(offset, "read" if way == "outside" else way))
     with pytest.raises(ConnectionError, match=r"queue pair \d+: .*[Rr]emote.*access"):
         one.wait()
