@@ -24,7 +24,7 @@ class ClusterConfig:
     """The memory boxes of a job."""
 
     transport: str = "auto"
-    """How workers reach boxes started for this job: auto, inproc, shm or tcp."""
+    """How workers reach boxes started for this job: auto, inproc, shm, tcp or verbs."""
     boxes: list[str] = field(default_factory=list)
     """Addresses of running boxes, in order; empty: the job starts ``boxes`` of its own."""
     secret_file: str = ""
@@ -188,7 +188,9 @@ def _folder(path: str) -> bool:
     return not os.path.exists(path) or os.path.isdir(path)
 
 
-ADDRESS = re.compile(r"(?!tcp:|tls:)[a-z]\w*://\S+|t(cp|ls)://(\[[\w:.]+\]|[\w.-]+):\d{1,5}")
+ADDRESS = re.compile(
+    r"(?!tcp:|tls:|verbs:)[a-z]\w*://\S+|(tcp|tls|verbs)://(\[[\w:.]+\]|[\w.-]+):\d{1,5}"
+)
 
 CHECKS: Mapping[str, Check] = {
     "workers": _whole(1, 4096, 4),
@@ -207,7 +209,7 @@ CHECKS: Mapping[str, Check] = {
     "pipeline.microbatches": _whole(1, 1024, 4),
     "run.progress": _choice("auto", "live", "plain", "none"),
     "run.dir": Check(_folder, "a folder, new or not", "outputs/mine"),
-    "cluster.transport": _choice("auto", "inproc", "shm", "tcp"),
+    "cluster.transport": _choice("auto", "inproc", "shm", "tcp", "verbs"),
     "cluster.secret_file": Check(
         lambda v: not v or os.path.isfile(v), "an existing file", "~/box.secret"
     ),
@@ -300,8 +302,8 @@ def _check_addresses(config: Mapping[str, Any]) -> None:
     for address in config["cluster"]["boxes"]:
         if not ADDRESS.fullmatch(str(address)):
             raise UsageError(
-                f"cluster.boxes={address} is not an address - allowed: tcp://HOST:PORT, "
-                "tls://HOST:PORT, shm://NAME - do: copy the line that dlp box prints"
+                f"cluster.boxes={address} is not an address - allowed: tcp://HOST:PORT, also "
+                "with tls or verbs, shm://NAME - do: copy the line that dlp box prints"
             )
 
 

@@ -65,10 +65,8 @@ class Connection:
             elif command == "mirror" and self.session is None:
                 replica.receive(self.server, self.link, str(frame["job"]), str(frame["origin"]))
                 raise ConnectionAbortedError("the mirrored box is gone")
-            elif command == "pair" and self.session is None and self.server.pair:
-                self.link = self.server.pair(self.link, frame["card"])
-                if not self.welcome():
-                    raise ConnectionAbortedError("the secret was not proved again")
+            elif command == "pair" and self.session is None:
+                self.pair(frame["card"])
             elif isinstance(command, str) and command in self.server.orders:
                 wire.send(self.link, {"ok": self.server.orders[command](self.box, **frame)})
             else:
@@ -115,6 +113,17 @@ class Connection:
             "can": can, "instance": self.box.instance, "lasting": bool(self.server.lasting),
             "taken": self.lane.sequence,
         }  # fmt: skip
+
+    def pair(self, card: Fields) -> None:
+        """Go over from TCP to RDMA, and have the secret proved there, too."""
+        if self.server.pair is None:
+            raise BoxError(
+                "pair over tcp - allowed: a box with --bind verbs://HOST:PORT - do: start it so, "
+                "or write tcp:// in the address"
+            )
+        self.link = self.server.pair(self.link, card)
+        if not self.welcome():
+            raise ConnectionAbortedError("the secret was not proved again")
 
     # -- bytes ---------------------------------------------------------------------------
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from dlplatform.memorybox.lasting import Lasting
     from dlplatform.transports.conduit import Conduit
 
-FAR = ("tcp", "tls", "verbs")
 MOST_CONNECTIONS = 4096
 GOODBYE_S, EVERY_S = 2.0, 30.0
 
@@ -41,7 +40,7 @@ def listen(uri: str) -> tuple[socket.socket, str]:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(f"\0dlp/{parts.netloc}")
             address = uri
-        elif parts.scheme in FAR and parts.hostname and parts.port is not None:
+        elif parts.scheme in wire.FAR and parts.hostname and parts.port is not None:
             listener = socket.create_server((parts.hostname, parts.port), backlog=128)
             address = f"{parts.scheme}://{parts.hostname}:{listener.getsockname()[1]}"
         else:

@@ -24,6 +24,8 @@ VERSION = 2
 LONGEST, GREETING = 1 << 20, 512
 AHEAD, LOCAL_BUFFER = 1 << 16, 1 << 18
 SECRET = "DLP_SECRET"
+FAR = ("tcp", "tls", "verbs")
+"""Schemes of addresses with a host and a port."""
 Frame = dict[str, Any]
 
 

@@ -244,7 +244,9 @@ class QueuePair:
     def tear(self) -> None:
         """Break the connection: everything on its way fails, here and on the other side."""
         attr = self._v.qp.QPAttr(qp_state=self._v.e.IBV_QPS_ERR)
-        self._pair.modify(attr, self._v.e.IBV_QP_STATE)
+        with self._posting:
+            if not self._closed:
+                self._pair.modify(attr, self._v.e.IBV_QP_STATE)
 
     def close(self) -> None:
         """Give everything back; nothing may be collected any more."""

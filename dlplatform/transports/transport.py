@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dlplatform.errors import UsageError, closest
@@ -130,11 +129,15 @@ def open_transport(uri: str, entrance: Entrance) -> Transport:
         "tls": open_tcp,
         "verbs": open_verbs,
     }
-    scheme = uri.partition("://")[0]
-    for entry in entry_points(group="dlplatform.transports", name=scheme):
-        known[scheme] = entry.load()
-    if scheme not in known or "://" not in uri:
+    scheme, given, _ = uri.partition("://")
+    others: set[str] = set()
+    if scheme not in known:
+        from importlib.metadata import entry_points  # not loaded for nothing: a box starts fast
+
         others = entry_points(group="dlplatform.transports").names
+        for entry in entry_points(group="dlplatform.transports", name=scheme):
+            known[scheme] = entry.load()
+    if scheme not in known or not given:
         allowed = ", ".join(f"{name}://" for name in sorted({*known, *others}))
         raise UsageError(
             f"box address {uri!r} has no known transport{closest(scheme, known)} - allowed: "

@@ -12,18 +12,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from places import APART, BOXES, TRANSPORTS, Open, Place, connect
+from places import APART, BOXES, TRANSPORTS, Open, Place, connect, each
 
 from dlplatform.memorybox.cluster import Cluster
 
 
-@pytest.fixture(scope="module", params=list(TRANSPORTS))
+@pytest.fixture(scope="session", params=each(TRANSPORTS))
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     with TRANSPORTS[request.param](BOXES) as started:
         yield started
 
 
-@pytest.fixture(scope="module", params=APART)
+@pytest.fixture(scope="session", params=each(APART))
 def apart(request: pytest.FixtureRequest) -> Iterator[Place]:
     with TRANSPORTS[request.param](2) as started:
         yield started

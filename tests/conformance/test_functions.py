@@ -1,7 +1,8 @@
 """The functions of the memory box, named as in the specification: B1 to B9.
 
-Locks (B10) and events (B15) are in test_functions_waiting.py, the rest of B11 to B19 in
-test_functions_more.py. B5 is inside mpirun, in tests/mpi/test_ranks.py.
+Locks (B10) and events (B15) are in test_functions_waiting.py, the rest of B11 to B16 in
+test_functions_more.py, B17 to B19 in test_functions_whole.py. B5 is inside mpirun, in
+tests/mpi/test_ranks.py.
 """
 
 from __future__ import annotations

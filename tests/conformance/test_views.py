@@ -17,6 +17,7 @@ from places import (
     at,
     connect,
     content,
+    each,
     made,
     random,
     spawn,
@@ -66,10 +67,8 @@ def check_views(cluster: Cluster, buffers: Sequence[SharedBuffer], count: int) -
     return seen
 
 
-@pytest.mark.parametrize(
-    ("transport", "boxes"),
-    [("inproc", 1), ("inproc", 3), ("shm", 1), ("shm", 3), ("tcp", 1), ("tcp", 3)],
-)
+@pytest.mark.parametrize("boxes", [1, 3])
+@pytest.mark.parametrize("transport", each(["inproc", "shm", "tcp", "verbs"]))
 def test_view_is_consistent(transport: str, boxes: int, job: str, opened: ExitStack) -> None:
     """G, D and C belong together: writers add 1 to G, then D, then C, again and again."""
     where = opened.enter_context(TRANSPORTS[transport](boxes))

@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -84,9 +85,16 @@ TRANSPORTS: dict[str, Callable[[int], Any]] = {
     "shm": processes("shm"),
     "tcp": processes("tcp"),
     "tls": encrypted,
+    "verbs": processes("verbs"),
 }
 APART = [name for name in TRANSPORTS if name != "inproc"]
 """Those whose boxes are processes, so that one side can die without the other."""
+
+
+def each(names: Iterable[str]) -> list[Any]:
+    """Return names of transports as parameters: one that needs a device is marked so."""
+    return [pytest.param(n, marks=pytest.mark.rdma) if n == "verbs" else n for n in names]
+
 
 Open = Callable[..., Cluster]
 
@@ -106,8 +114,13 @@ def at(array: Vector) -> int:
     return int(array.ctypes.data)
 
 
-def random(seed: int, size: int = LENGTH) -> Vector:
+@cache
+def _drawn(seed: int, size: int) -> Vector:
     return np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+
+
+def random(seed: int, size: int = LENGTH) -> Vector:
+    return _drawn(seed, size).copy()
 
 
 def content(buffer: SharedBuffer) -> Vector:
@@ -187,6 +200,6 @@ class Worker:
         if self.process is None:
             self.thread.join(20)
             return self.done
-        out, _ = self.process.communicate(timeout=30)
+        out, _ = self.process.communicate(timeout=60)
         assert self.process.returncode == 0
         return json.loads(out.splitlines()[-1])
