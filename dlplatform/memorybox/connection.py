@@ -66,7 +66,7 @@ class Connection:
                 replica.receive(self.server, self.link, str(frame["job"]), str(frame["origin"]))
                 raise ConnectionAbortedError("the mirrored box is gone")
             elif command == "pair" and self.session is None:
-                self.pair(frame["card"])
+                self.server.pair(self, frame["card"])
             elif isinstance(command, str) and command in self.server.orders:
                 wire.send(self.link, {"ok": self.server.orders[command](self.box, **frame)})
             else:
@@ -114,17 +114,6 @@ class Connection:
             "taken": self.lane.sequence,
         }  # fmt: skip
 
-    def pair(self, card: Fields) -> None:
-        """Go over from TCP to RDMA, and have the secret proved there, too."""
-        if self.server.pair is None:
-            raise BoxError(
-                "pair over tcp - allowed: a box with --bind verbs://HOST:PORT - do: start it so, "
-                "or write tcp:// in the address"
-            )
-        self.link = self.server.pair(self.link, card)
-        if not self.welcome():
-            raise ConnectionAbortedError("the secret was not proved again")
-
     # -- bytes ---------------------------------------------------------------------------
 
     def read(self, session: Session, frame: Fields) -> None:
@@ -163,20 +152,6 @@ class Connection:
             file = entries[0].descriptor if entries else session.space.counters_file
             wire.send(link, {"ok": {}})
             socket.send_fds(link.socket, [b"F"], [file])
-
-    def expose(self, session: Session, frame: Fields) -> None:
-        """Tell a worker where a segment or a counter is, to read it without this box (RDMA)."""
-        show = getattr(self.link, "expose", None)
-        if show is None:
-            raise BoxError("expose over tcp or shm - allowed: verbs - do: ask for the bytes")
-        space = session.space
-        if frame.get("counter"):
-            place = show(space.counters, space.counter(frame["counter"]))
-        else:
-            entry = session.entry(frame.get("key", ""))
-            with space.using(entry):
-                place = show(entry.mapping, entry.mapping.data)
-        wire.send(self.link, {"ok": place})
 
     # -- locks ---------------------------------------------------------------------------
 
@@ -228,9 +203,9 @@ class Connection:
             self.server.end_later(session)
 
 
-STREAMS = {
+STREAMS: dict[str, Callable[[Connection, Session, Fields], None]] = {
     "read": Connection.read, "map": Connection.map, "lock": Connection.lock,
-    "unlock": Connection.unlock, "expose": Connection.expose,
+    "unlock": Connection.unlock,
 }  # fmt: skip
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import threading
-from collections.abc import Callable
 from typing import Any, ClassVar
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from dlplatform.errors import BoxError, EnvironmentMissing
 from kernels import cpu
@@ -106,30 +104,16 @@ def pages(size: int) -> int:
 
 
 class Pinned:
-    """Memory that devices may know: they forget it before it goes (RDMA registers memory).
-
-    Args:
-        address: of the first byte.
-        size: bytes.
-    """
-
-    _pinning = threading.RLock()
+    """Memory that devices may know: they forget it before it goes (RDMA registers memory)."""
 
     def __init__(self, address: int, size: int) -> None:
         self.address, self.size = address, size
-        self._pins: dict[object, Any] = {}
-
-    def pin(self, key: object, register: Callable[[int, int], Any]) -> Any:
-        """Return what a device made of this memory; it has a ``close``."""
-        with self._pinning:
-            if key not in self._pins:
-                self._pins[key] = register(self.address, self.size)
-            return self._pins[key]
+        self.pins: dict[object, Any] = {}
 
     def unpin(self) -> None:
         """Have all devices forget it."""
-        while self._pins:
-            self._pins.popitem()[1].close()
+        while self.pins:
+            self.pins.popitem()[1].close()
 
 
 class Mapping(Pinned):
@@ -171,23 +155,14 @@ class Mapping(Pinned):
 class Memory(Pinned):
     """Private, page-aligned, touched memory of ``floats`` zeros, freed with this object."""
 
-    _living: ClassVar[WeakSet[Memory]] = WeakSet()
+    living: ClassVar[WeakValueDictionary[int, Memory]] = WeakValueDictionary()
+    """By address."""
 
     def __init__(self, floats: int) -> None:
         self.floats = floats
         size = max(floats, 1) * 4
         super().__init__(cpu.check(cpu.allocate(size)), size)
-        with self._pinning:
-            self._living.add(self)
-
-    @classmethod
-    def holding(cls, address: int, size: int) -> Memory | None:
-        """Return the object whose memory a span is in, if any: its addresses are stable."""
-        with cls._pinning:
-            for one in cls._living:
-                if one.address <= address and address + size <= one.address + one.size:
-                    return one
-        return None
+        self.living[self.address] = self
 
     def __del__(self) -> None:
         if getattr(self, "address", 0):

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from dlplatform.errors import UsageError
+from dlplatform.errors import BoxError, UsageError
 from dlplatform.memorybox import connection, replica, watching, wire
 from dlplatform.memorybox.box import MemoryBox
 from dlplatform.memorybox.options import check, limits_of, parser
@@ -26,7 +26,6 @@ from dlplatform.memorybox.timing import later
 
 if TYPE_CHECKING:
     from dlplatform.memorybox.lasting import Lasting
-    from dlplatform.transports.conduit import Conduit
 
 MOST_CONNECTIONS = 4096
 GOODBYE_S, EVERY_S = 2.0, 30.0
@@ -54,6 +53,14 @@ def listen(uri: str) -> tuple[socket.socket, str]:
     return listener, address
 
 
+def refuse_to_pair(link: connection.Connection, card: Fields) -> None:
+    """Refuse a worker that looks for RDMA where there is none."""
+    raise BoxError(
+        "pair over tcp - allowed: a box with --bind verbs://HOST:PORT - do: start it so, or write "
+        "tcp:// in the address"
+    )
+
+
 class Server:
     """The listeners of one box and the connections they accepted."""
 
@@ -64,7 +71,7 @@ class Server:
         self.lifeline = True
         self.lasting: Lasting | None = None
         self.orders: dict[str, Callable[..., Fields]] = {}
-        self.pair: Callable[[Any, Fields], Conduit] | None = None
+        self.pair: Callable[[connection.Connection, Fields], None] = refuse_to_pair
         """Goes over to RDMA on a connection that was made over TCP."""
 
     def accept(self, listener: socket.socket, shield: connection.Shield | None = None) -> None:
@@ -164,9 +171,9 @@ def open_doors(server: Server, options: argparse.Namespace) -> list[str]:
         shield = partial(tls.receive, context=context, timeout_s=connection.HANDSHAKE_S)
     hosts = [urlsplit(uri).hostname or "" for uri in options.bind if uri.startswith("verbs:")]
     if hosts:
-        from dlplatform.transports import verbs
+        from dlplatform.transports.verbs import box
 
-        server.pair = verbs.prepare(hosts)
+        server.pair = box.prepare(hosts)
     bound = [listen(uri) for uri in options.bind]
     if options.snapshot:
         from dlplatform.memorybox.lasting import Lasting

@@ -18,7 +18,7 @@ from kernels import cpu
 if TYPE_CHECKING:
     from dlplatform.memorybox.counter import Counter
 
-MAPPED, ACCUMULATE = "mapped", "accumulate"
+MAPPED, ACCUMULATE, ONE_SIDED = "mapped", "accumulate", "one_sided"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Transport(Protocol):
 
     uri: str
     can: frozenset[str]
-    """Capabilities are data; ``mapped``: segments are in this process's address space."""
+    """Capabilities are data. ``mapped``: segments are in this process's address space;
+    ``accumulate``: the box computes; ``one_sided``: reads and counters do not ask the box."""
 
     @property
     def lost(self) -> str:
@@ -119,7 +120,7 @@ def open_transport(uri: str, entrance: Entrance) -> Transport:
     from dlplatform.transports.shm import open_shm
     from dlplatform.transports.simulated import SimulatedTransport
     from dlplatform.transports.stream import open_tcp
-    from dlplatform.transports.verbs import open_verbs
+    from dlplatform.transports.verbs.transport import open_verbs
 
     known: dict[str, Opener] = {
         "inproc": InprocTransport,

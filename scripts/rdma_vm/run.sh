@@ -2,7 +2,7 @@
 # Runs a command of this project on real RDMA verbs: in a guest with two Soft-RoCE devices, under
 # software emulation, on this machine's own files (read-only; what the command writes goes to RAM).
 #   usage: bash scripts/rdma_vm/run.sh [--limit SECONDS] [--share DIR] COMMAND...
-#     --limit   end the guest after so long (default: 300)
+#     --limit   end the guest after so long (default: RDMA_VM_LIMIT, or 300)
 #     --share   a folder that the command may write to, as /run/share
 # COMMAND runs in the project's folder with .venv's Python and pyverbs. Its output is ours, and its
 # exit status, too; 124: it took too long; 3: the guest could not be made or booted.
@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 ROOT=$PWD
 OUT=$ROOT/build/rdma_vm
-LIMIT=300
+LIMIT=${RDMA_VM_LIMIT:-300}
 SHARE=
 
 die() {

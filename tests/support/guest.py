@@ -7,6 +7,7 @@ same tests of the same files, and write down what became of each.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from functools import cache
@@ -63,10 +64,9 @@ class Guest:
             lines.append(f"{PYTEST} {words} &" if mine else "")
         (self.share / "run.sh").write_text("\n".join([*lines, "wait"]))
         self.log = (self.share / "log").open("w+")
-        run = ["bash", "scripts/rdma_vm/run.sh", "--limit", str(LIMIT_S), "--share", self.share]
-        self.process = subprocess.Popen(
-            [*run, "bash", "/run/share/run.sh"], cwd=ROOT, stdout=self.log, stderr=self.log
-        )
+        run = ["bash", "scripts/rdma_vm/run.sh", "--share", self.share, "bash", "/run/share/run.sh"]
+        env = {"RDMA_VM_LIMIT": str(LIMIT_S), **os.environ}
+        self.process = subprocess.Popen(run, cwd=ROOT, env=env, stdout=self.log, stderr=self.log)
 
     def wait_for(self, test: str) -> dict[str, Any]:
         """Return what became of a test, as soon as it is known."""

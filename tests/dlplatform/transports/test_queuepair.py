@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from dlplatform.memorybox.memory import Memory
-from dlplatform.transports.fabric import choose, outlets
-from dlplatform.transports.queuepair import (
+from dlplatform.transports.verbs.fabric import choose, outlets
+from dlplatform.transports.verbs.queuepair import (
     ADD,
     READ,
     SWAP,

@@ -13,23 +13,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from guest import has_device
 from places import Place, Worker, at, connect, content, made, random
 
-from dlplatform.errors import BoxError, EnvironmentMissing, PeerLost, UsageError
+from dlplatform.errors import BoxError, PeerLost
 from dlplatform.memorybox.box import Limits, MemoryBox
 from dlplatform.memorybox.cluster import Cluster
+from dlplatform.memorybox.connection import Connection
 from dlplatform.memorybox.memory import Memory
 from dlplatform.memorybox.process import Boxes
 from dlplatform.memorybox.server import Server, listen
-from dlplatform.transports import fabric, verbs
-from dlplatform.transports.fabric import Outlet
-from dlplatform.transports.verbs import VerbsConduit
+from dlplatform.transports.verbs.box import pair, prepare
+from dlplatform.transports.verbs.conduit import VerbsConduit
 from kernels import cpu
 
 LENGTH = 2 * cpu.CHUNK + 70_001
@@ -110,7 +108,7 @@ def test_memory_of_either_kind_is_read_into(
     buffer.read(into.ctypes.data + 4)
     assert np.array_equal(into[1:-1], data)
     assert into[[0, -1]].tolist() == [5, 5]
-    assert bool(memory._pins) == (kind == "kept")
+    assert bool(memory.pins) == (kind == "kept")
 
 
 @rdma
@@ -177,13 +175,14 @@ class Here:
     def __init__(self) -> None:
         box = MemoryBox(Limits(grace_s=20))  # connecting takes its time under emulation
         self.server, self.made = Server(box, b"secret"), []
+        prepare([""])
         self.server.pair = self.pair
         self.listener, self.address = listen("verbs://127.0.0.1:0")
         threading.Thread(target=self.server.accept, args=(self.listener,), daemon=True).start()
 
-    def pair(self, line: Any, card: Any) -> VerbsConduit:
-        self.made.append(verbs.pair(line, card))
-        return self.made[-1]
+    def pair(self, connection: Connection, card: Any) -> None:
+        pair(connection, card)
+        self.made.append(connection.link)
 
 
 @rdma
@@ -256,6 +255,7 @@ def test_a_limit_on_locked_memory_is_one_line_with_the_remedy(place: Place) -> N
     assert said.count("\n") == 1
     code = f"""
 from dlplatform.memorybox.cluster import Cluster
+from dlplatform.memorybox.connection import Connection
 Cluster({place.addresses!r}, secret=b"{place.secret}")
 """
     done = subprocess.run([*poor, sys.executable, "-c", code], capture_output=True, text=True)
@@ -338,79 +338,3 @@ def test_two_workers_train_through_two_boxes(place: Place, opened: ExitStack) ->
     x, y = problem["batch"](10_000)
     found = problem["scores"](content(weights), x).argmax(1)
     assert (found == y).mean() > 0.95
-
-
-# -- without a device ------------------------------------------------------------------------------
-
-OUTLETS = [
-    Outlet("mlx5_0", 1, 0, "fe80::1", False, True),
-    Outlet("mlx5_0", 1, 2, "::ffff:10.0.0.1", False, True),
-    Outlet("mlx5_0", 1, 3, "::ffff:10.0.0.1", True, True),
-    Outlet("mlx5_0", 2, 3, "::ffff:10.0.1.1", True, False),
-    Outlet("mlx5_1", 1, 3, "::ffff:10.0.2.1", True, True),
-    Outlet("mlx5_1", 1, 5, "fd00::7", True, True),
-]
-
-
-@pytest.mark.parametrize(
-    ("near", "device", "gid", "expected"),
-    [
-        ("", "", "", 2), ("10.0.0.1", "", "", 2), ("10.0.2.1", "", "", 4), ("fd00::7", "", "", 5),
-        ("10.0.1.1", "", "", 2), ("10.0.2.1", "mlx5_0", "", 2), ("", "mlx5_1:1", "5", 5),
-        ("", "mlx5_0", "2", 1), ("10.9.9.9", "", "0", 0),
-    ],
-)  # fmt: skip
-def test_the_fitting_outlet_is_chosen(
-    near: str, device: str, gid: str, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Active, of the connection's address, RoCE v2, IPv4; unless the environment says otherwise."""
-    monkeypatch.setenv("DLP_RDMA_DEVICE", device)
-    monkeypatch.setenv("DLP_RDMA_GID", gid)
-    assert fabric.choose(near, OUTLETS) == OUTLETS[expected]
-
-
-@pytest.mark.parametrize(
-    ("device", "gid", "text"),
-    [
-        ("mlx5_2", "", "DLP_RDMA_DEVICE=mlx5_2 is not here; closest: mlx5_.* - allowed: mlx5_0, "),
-        ("mlx5_1", "2", r"DLP_RDMA_GID=2 is no GID of mlx5_1 - allowed: 3 \(mlx5_1:1 ::ffff:"),
-        ("", "9", "DLP_RDMA_GID=9 is no GID of any device - allowed: 0 "),
-        ("mlx5_0:2", "", "no RDMA port is active: mlx5_0:2 - "),
-    ],
-)
-def test_what_is_not_there_is_one_line(
-    device: str, gid: str, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DLP_RDMA_DEVICE", device)
-    monkeypatch.setenv("DLP_RDMA_GID", gid)
-    with pytest.raises((UsageError, EnvironmentMissing), match=text):
-        fabric.choose("", OUTLETS)
-
-
-def start_without(before: str, path: str = "") -> str:
-    """Return what a box says that cannot start; it ends with exit code 3."""
-    code = f"import sys; {before}; from dlplatform.memorybox.__main__ import *"
-    line = [sys.executable, "-c", code, "--bind", "verbs://127.0.0.1:0"]
-    env = {**os.environ, "DLP_SECRET": "secret", "PYTHONPATH": path}
-    done = subprocess.run(line, env=env, capture_output=True, text=True)
-    assert done.returncode == 3
-    assert done.stderr.count("\n") == 1
-    return done.stderr
-
-
-def test_without_pyverbs_the_remedy_is_one_line() -> None:
-    said = start_without("sys.modules['pyverbs'] = None")
-    assert said.startswith("dlp: error: pyverbs for RDMA: ")
-    assert "apt-get install -y python3-pyverbs" in said
-    assert "ln -s /usr/lib/python3/dist-packages/pyverbs /" in said
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(has_device(), reason="there is a device")
-def test_without_a_device_the_remedy_is_one_line() -> None:
-    """With the real pyverbs, which the guest needs as well."""
-    root = Path(__file__).parents[3]
-    subprocess.run(["bash", "scripts/rdma_vm/build.sh"], cwd=root, check=True)
-    said = start_without("pass", str(root / "build" / "rdma_vm" / "python"))
-    assert said.startswith("dlp: error: no RDMA device on this machine - allowed: ")
-    assert "rdma link add rxe0 type rxe netdev eth0" in said

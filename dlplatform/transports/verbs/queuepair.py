@@ -15,8 +15,8 @@ import threading
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from dlplatform.memorybox.memory import Pinned
-from dlplatform.transports.fabric import Outlet, context, lock_refused, opening, verbs
+from dlplatform.memorybox.memory import Memory, Pinned
+from dlplatform.transports.verbs.fabric import Outlet, context, lock_refused, opening, verbs
 
 READS = 16
 """RDMA READs and atomics that a queue pair may have on their way (the least a device offers)."""
@@ -69,7 +69,20 @@ class Adapter:
 
     def pin(self, memory: Pinned, remote: str = "") -> Any:
         """Register memory until it goes; once, however often it is asked for."""
-        return memory.pin((self, remote), lambda at, size: self.register(at, size, remote))
+        with opening:
+            key = (self, remote)
+            if key not in memory.pins:
+                memory.pins[key] = self.register(memory.address, memory.size, remote)
+            return memory.pins[key]
+
+
+def holding(address: int, size: int) -> Memory | None:
+    """Return the object whose memory a span is in, if any: it stays where it is."""
+    for found in Memory.living.valuerefs():
+        one = found()
+        if one and one.address <= address and address + size <= one.address + one.size:
+            return one
+    return None
 
 
 @functools.cache

@@ -1,39 +1,33 @@
-"""``verbs://HOST:PORT``: a box over RDMA, on InfiniBand or RoCE.
+"""VerbsConduit: slots that a queue pair moves, and how both ends of a connection make one.
 
-A connection begins on TCP. Both sides prove the secret, exchange what a queue pair has to know, and
-keep the TCP connection to learn of each other's end. From then on
-
-- requests, answers and updates go through slots: a full slot is written into the other side's by
-  an RDMA WRITE with immediate data. The box applies a chunk while the next ones arrive.
-- a segment is read by RDMA READ, and so is a counter: the box's processor has no part in it.
-
-A counter is *changed* by request. RDMA atomics are atomic among each other only (devices say
-IBV_ATOMIC_HCA), not with the processor's, and the box and workers on its host change counters, too.
-Besides, nobody can tell whether an atomic was done whose connection broke before it completed, but
-a request has a number: it is done once. And who waits for a counter has to be woken.
+A full slot is written into the other side's by RDMA WRITE with immediate data, whose 32 bits say
+how many bytes it holds and how many slots were emptied meanwhile. So neither side waits for a
+receive of the other, and the box applies a chunk while the next ones arrive.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
-from functools import partial
 
 from dlplatform.memorybox import wire
-from dlplatform.memorybox.counter import Counter, RemoteCounter
-from dlplatform.memorybox.memory import Memory, Pinned
-from dlplatform.transports.conduit import Conduit, SlotConduit, SocketConduit
-from dlplatform.transports.fabric import choose
-from dlplatform.transports.link import Frame, Link
-from dlplatform.transports.queuepair import READ, READS, WRITE_NOTE, Adapter, QueuePair, adapter
-from dlplatform.transports.stream import StreamTransport
-from dlplatform.transports.transport import Entrance
+from dlplatform.memorybox.memory import Memory
+from dlplatform.transports.conduit import SlotConduit, SocketConduit
+from dlplatform.transports.link import Frame
+from dlplatform.transports.verbs.fabric import choose
+from dlplatform.transports.verbs.queuepair import (
+    READ,
+    READS,
+    WRITE_NOTE,
+    Adapter,
+    QueuePair,
+    adapter,
+    holding,
+)
 from kernels import cpu
 
 SLOTS, SIZE = 4, 4 * cpu.CHUNK
@@ -198,7 +192,7 @@ class VerbsConduit(SlotConduit):
 
         Other memory gets them by way of a stage that is registered once.
         """
-        owner = Memory.holding(into, size)
+        owner = holding(into, size)
         if owner is None and not self._stage.floats:
             self._stage = Memory(SLOTS * cpu.CHUNK)
         piece, window = (PIECE, READS) if owner else (SIZE, SLOTS)
@@ -231,10 +225,6 @@ class VerbsConduit(SlotConduit):
         if not going_on:
             raise ConnectionResetError("the connection broke while bytes were read")
 
-    def expose(self, memory: Pinned, at: int) -> Frame:
-        """Let the other side read memory of this one; return what ``fetch`` needs there."""
-        return {"at": at, "rkey": self.end.pin(memory, "read").rkey}
-
     def close(self) -> None:
         """Hang up and give everything back."""
         self.hang_up()
@@ -253,31 +243,6 @@ def local_adapter(line: SocketConduit) -> Adapter:
     """Return the adapter for a TCP connection: the one with its local address, if there is one."""
     host = str(line.socket.getsockname()[0]).partition("%")[0]
     return adapter(choose(host))
-
-
-def prepare(hosts: Sequence[str]) -> Callable[[SocketConduit, Frame], VerbsConduit]:
-    """Open the adapters for addresses where a box listens; return ``pair``.
-
-    Raises:
-        EnvironmentMissing: when there is no RDMA here.
-    """
-    for host in hosts:
-        trial = row()  # a limit on locked memory is told now, not to the first worker
-        adapter(choose(host)).register(trial.address, trial.size).close()
-    return pair
-
-
-def pair(line: SocketConduit, card: Frame) -> VerbsConduit:
-    """Go over to RDMA at the box: a worker has sent its card over a TCP connection."""
-    made = VerbsConduit(local_adapter(line), line)
-    try:
-        made.connect(card)
-        wire.send(line, {"ok": made.card})
-        wire.receive(line, wire.GREETING)  # it is connected, too: now it may be sent something
-    except BaseException:
-        made.close()
-        raise
-    return made
 
 
 def dial(secret: bytes, uri: str, timeout_s: float, ca: str) -> VerbsConduit:
@@ -301,50 +266,3 @@ def dial(secret: bytes, uri: str, timeout_s: float, ca: str) -> VerbsConduit:
         made.close()
         raise
     return made
-
-
-class VerbsCounter(RemoteCounter):
-    """A counter of a box that is changed by request, and read without the box."""
-
-    def __init__(self, name: str, transport: VerbsTransport) -> None:
-        super().__init__(name, transport.call)
-        self._transport = transport
-
-    @property
-    def value(self) -> int:
-        """Return the number: eight aligned bytes are read at once."""
-        found = ctypes.c_int64()
-        self._transport.fetch({"counter": self.name}, 0, 8, ctypes.addressof(found))
-        return found.value
-
-
-class VerbsTransport(StreamTransport):
-    """Bytes go to the box through slots, and come from it by RDMA READ."""
-
-    def read(self, key: str, start: int, count: int, into: int) -> None:
-        """Copy elements of a segment to local memory."""
-        if count:
-            self.fetch({"key": key}, 4 * start, 4 * count, into)
-
-    def fetch(self, what: Frame, offset: int, size: int, into: int) -> None:
-        """Read bytes of a segment or a counter of the box, again if the connection breaks."""
-        name = next(iter(what.items()))
-
-        def work(link: Conduit, _: bool) -> Frame:
-            assert isinstance(link, VerbsConduit)
-            if name not in link.places:
-                link.places[name] = self.link.request(link, "expose", what)
-            link.fetch(link.places[name], offset, size, into)
-            return {}
-
-        with self.link.borrowed() as lane:
-            self.link.perform(lane, work)
-
-    def counter(self, name: str) -> Counter:
-        """Return a counter of the job."""
-        return VerbsCounter(name, self)
-
-
-def open_verbs(uri: str, entrance: Entrance) -> VerbsTransport:
-    """Connect to a box on any host of the fabric."""
-    return VerbsTransport(uri, Link(uri, entrance, partial(dial, entrance.secret)))
