@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import time
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -52,7 +53,9 @@ class Guest:
     """One session of the guest for all the tests."""
 
     def __init__(self, tests: list[str]) -> None:
-        self.share = Path(mkdtemp(prefix="dlp-rdma-"))
+        self.share = ROOT / "build" / "rdma_vm" / "tests"
+        shutil.rmtree(self.share, ignore_errors=True)
+        self.share.mkdir(parents=True)
         self.outcomes: dict[str, dict[str, Any]] = {}
         modules = sorted({name.partition("::")[0] for name in tests})
         lines = []
@@ -66,7 +69,15 @@ class Guest:
         self.log = (self.share / "log").open("w+")
         run = ["bash", "scripts/rdma_vm/run.sh", "--share", self.share, "bash", "/run/share/run.sh"]
         env = {"RDMA_VM_LIMIT": str(LIMIT_S), **os.environ}
-        self.process = subprocess.Popen(run, cwd=ROOT, env=env, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(
+            run, cwd=ROOT, env=env, stdout=self.log, stderr=self.log, start_new_session=True
+        )
+
+    def stop(self) -> None:
+        """End it, if it has not ended by itself."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        self.log.close()
 
     def wait_for(self, test: str) -> dict[str, Any]:
         """Return what became of a test, as soon as it is known."""
@@ -101,7 +112,9 @@ class InGuest(pytest.Item):
 @cache
 def guest(session: pytest.Session) -> Guest:
     """Start the guest with the first test that needs it."""
-    return Guest([item.nodeid for item in session.items if isinstance(item, InGuest)])
+    started = Guest([item.nodeid for item in session.items if isinstance(item, InGuest)])
+    session.config.add_cleanup(started.stop)
+    return started
 
 
 def moved(items: list[pytest.Item]) -> list[pytest.Item]:

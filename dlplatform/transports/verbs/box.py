@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dlplatform.errors import BoxError
 from dlplatform.memorybox import wire
+from dlplatform.memorybox.box import refused
 from dlplatform.memorybox.connection import HANDSHAKE_S, STREAMS, Connection
 from dlplatform.memorybox.session import Fields, Session
 from dlplatform.transports.conduit import SocketConduit
@@ -34,7 +35,15 @@ def pair(connection: Connection, card: Fields) -> None:
     line.settimeout(HANDSHAKE_S)
     made = VerbsConduit(local_adapter(line), line)
     connection.link = made
-    made.connect(card)
+    try:
+        made.connect(card)
+    except ConnectionError as error:
+        refusal = BoxError(
+            f"{error} - allowed: ports of one fabric that reach each other - do: choose them with "
+            "DLP_RDMA_DEVICE and DLP_RDMA_GID, at the worker and at the box"
+        )
+        wire.send(line, refused(refusal))
+        raise
     wire.send(line, {"ok": made.card})
     wire.receive(line, wire.GREETING)  # it is connected, too: now it may be sent something
     if not connection.welcome():

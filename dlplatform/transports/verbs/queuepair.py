@@ -19,12 +19,12 @@ from dlplatform.memorybox.memory import Memory, Pinned
 from dlplatform.transports.verbs.fabric import Outlet, context, lock_refused, opening, verbs
 
 READS = 16
-"""RDMA READs and atomics that a queue pair may have on their way (the least a device offers)."""
+"""RDMA READs and atomics that a queue pair has on their way, where the device lets it."""
 TIMEOUT, RETRIES, NOT_READY, FOREVER = 16, 7, 12, 7
 """Of the wire: 4 us * 2^16 and seven times that before a connection counts as broken."""
-READ, WRITE, WRITE_NOTE, SEND, ADD, SWAP = "read", "write", "write_note", "send", "add", "swap"
+READ, WRITE, WRITE_NOTE, ADD, SWAP = "read", "write", "write_note", "add", "swap"
 OPCODES = {
-    READ: "RDMA_READ", WRITE: "RDMA_WRITE", WRITE_NOTE: "RDMA_WRITE_WITH_IMM", SEND: "SEND",
+    READ: "RDMA_READ", WRITE: "RDMA_WRITE", WRITE_NOTE: "RDMA_WRITE_WITH_IMM",
     ADD: "ATOMIC_FETCH_AND_ADD", SWAP: "ATOMIC_CMP_AND_SWP",
 }  # fmt: skip
 
@@ -44,6 +44,9 @@ class Adapter:
         self.domain = verbs().pd.PD(self.context)
         port = self.context.query_port(outlet.port)
         self.mtu, self.lid = int(port.active_mtu), int(port.lid)
+        can = self.context.query_device()
+        self.reads = min(READS, can.max_qp_rd_atom), min(READS, can.max_qp_init_rd_atom)
+        """How many it takes part in: asked by the other side, asking itself."""
 
     def register(self, address: int, size: int, remote: str = "") -> Any:
         """Register memory; the result has ``lkey``, ``rkey`` and ``close()``.
@@ -147,7 +150,8 @@ class QueuePair:
     def card(self) -> dict[str, Any]:
         """Return what the other side has to know to connect."""
         end = self.end
-        return {"qpn": self._pair.qp_num, "gid": end.outlet.gid, "lid": end.lid, "mtu": end.mtu}
+        return {"qpn": self._pair.qp_num, "gid": end.outlet.gid, "lid": end.lid, "mtu": end.mtu,
+                "reads": end.reads[0]}  # fmt: skip
 
     def connect(self, card: dict[str, Any]) -> None:
         """Connect with the queue pair of a card; it has to do the same with ours.
@@ -161,11 +165,12 @@ class QueuePair:
         attr.qp_access_flags = (
             e.IBV_ACCESS_REMOTE_READ | e.IBV_ACCESS_REMOTE_WRITE | e.IBV_ACCESS_REMOTE_ATOMIC
         )
-        attr.max_dest_rd_atomic = attr.max_rd_atomic = READS
+        attr.max_dest_rd_atomic = self.end.reads[0]
         attr.min_rnr_timer, attr.timeout = NOT_READY, TIMEOUT
         attr.retry_cnt, attr.rnr_retry = RETRIES, FOREVER
         try:
             attr.dest_qp_num = int(card["qpn"])
+            attr.max_rd_atomic = min(int(card["reads"]), self.end.reads[1])
             attr.path_mtu = min(int(card["mtu"]), self.end.mtu)
             route = v.addr.GlobalRoute(
                 dgid=v.addr.GID(full(card["gid"])), sgid_index=self.end.outlet.index, hop_limit=64
@@ -182,16 +187,16 @@ class QueuePair:
             raise ConnectionError(f"queue pair of {card!r}: {error}") from None
 
     def post(
-        self, what: str, id: int, local: tuple[int, int, int], remote: tuple[int, int] = (0, 0),
+        self, what: str, id: int, local: tuple[int, int, int], remote: tuple[int, int],
         note: int = 0, operands: tuple[int, int] = (0, 0),
     ) -> None:  # fmt: skip
         """Post work: it is done after what was posted before, and completes under its ``id``.
 
         Args:
-            what: READ, WRITE, WRITE_NOTE, SEND, ADD or SWAP.
+            what: READ, WRITE, WRITE_NOTE, ADD or SWAP.
             id: above 0.
             local: address, bytes (0: none) and lkey.
-            remote: address and rkey; not for SEND.
+            remote: address and rkey.
             note: 32 bits that wake the other side, with WRITE_NOTE.
             operands: what to add; or what to compare with, and the new value.
         """
@@ -204,7 +209,7 @@ class QueuePair:
             request.wr_id, request.opcode, request.imm_data = id, self._opcodes[what], note
             if what in (ADD, SWAP):
                 request.set_wr_atomic(remote[1], remote[0], *operands)
-            elif what != SEND:
+            else:
                 request.set_wr_rdma(remote[1], remote[0])
             try:
                 self._pair.post_send(request)

@@ -13,6 +13,7 @@ from guest import has_device
 from dlplatform.errors import EnvironmentMissing, UsageError
 from dlplatform.transports.verbs import fabric
 from dlplatform.transports.verbs.fabric import Outlet
+from launch.doctor import rdma
 
 OUTLETS = [
     Outlet("mlx5_0", 1, 0, "fe80::1", False, True),
@@ -86,3 +87,9 @@ def test_without_a_device_the_remedy_is_one_line() -> None:
     said = start_without("pass", str(root / "build" / "rdma_vm" / "python"))
     assert said.startswith("dlp: error: no RDMA device on this machine - allowed: ")
     assert "rdma link add rxe0 type rxe netdev eth0" in said
+
+
+@pytest.mark.skipif(has_device(), reason="there is a device")
+def test_the_doctor_says_that_there_is_no_device() -> None:
+    (found,) = rdma()
+    assert (found.what, found.value, found.good) == ("RDMA", "no device", False)

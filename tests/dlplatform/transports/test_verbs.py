@@ -29,6 +29,7 @@ from dlplatform.memorybox.server import Server, listen
 from dlplatform.transports.verbs.box import pair, prepare
 from dlplatform.transports.verbs.conduit import VerbsConduit
 from kernels import cpu
+from launch.doctor import rdma as rdma_report
 
 LENGTH = 2 * cpu.CHUNK + 70_001
 rdma = pytest.mark.rdma
@@ -338,3 +339,11 @@ def test_two_workers_train_through_two_boxes(place: Place, opened: ExitStack) ->
     x, y = problem["batch"](10_000)
     found = problem["scores"](content(weights), x).argmax(1)
     assert (found == y).mean() > 0.95
+
+
+@rdma
+def test_the_doctor_names_ports_and_gids() -> None:
+    found = {one.what: one.value for one in rdma_report()}
+    assert found["RDMA rxe0:1"].startswith("active; GIDs 0 fe80:")
+    assert found["RDMA rxe1:1"].endswith("1 ::ffff:a63:101")
+    assert found["RDMA choice"].startswith("rxe0:1, GID 1;")
