@@ -19,7 +19,7 @@ from kernels import cpu
 if TYPE_CHECKING:
     from dlplatform.memorybox.counter import Counter
 
-MAPPED, ACCUMULATE = "mapped", "accumulate"
+MAPPED, ACCUMULATE, ONE_SIDED = "mapped", "accumulate", "one_sided"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Transport(Protocol):
 
     uri: str
     can: frozenset[str]
-    """Capabilities are data; ``mapped``: segments are in this process's address space."""
+    """Capabilities are data. ``mapped``: segments are in this process's address space;
+    ``accumulate``: the box computes; ``one_sided``: reads and counters do not ask the box."""
 
     @property
     def lost(self) -> str:
@@ -117,12 +118,14 @@ def open_transport(uri: str, entrance: Entrance) -> Transport:
         PeerLost: when nobody answers there.
     """
     from dlplatform.transports.inproc import InprocTransport
+    from dlplatform.transports.mpi.transport import open_mpi
     from dlplatform.transports.shm import open_shm
     from dlplatform.transports.simulated import SimulatedTransport
     from dlplatform.transports.stream import open_tcp
 
     known: dict[str, Opener] = {
         "inproc": InprocTransport,
+        "mpi": open_mpi,
         "shm": open_shm,
         "sim": SimulatedTransport,
         "tcp": open_tcp,
