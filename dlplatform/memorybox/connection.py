@@ -140,18 +140,19 @@ class Connection:
 
     def map(self, session: Session, frame: Fields) -> None:
         """Hand the memory of a segment, or of the counters, to a worker that can map it."""
-        entries = [session.entry(frame["key"])] if frame.get("key") else []
-        ground = entries[0].ground if entries else session.space.ground
-        link, file = self.link, -1 if ground is None else ground.descriptor
-        handed = isinstance(link, SocketConduit) and link.near
-        if ground is None or session.space.log is not None or (file >= 0 and not handed):
+        link, space = self.link, session.space
+        unreachable = not link.near or not isinstance(link, SocketConduit)
+        if space.log is not None or (space.ground.descriptor >= 0 and unreachable):
             raise BoxError(
                 "map over tcp, or in a logged job - allowed: shm - do: read and write instead"
             )
-        with session.space.using(*entries):
+        entries = [session.entry(frame["key"])] if frame.get("key") else []
+        with space.using(*entries):
+            ground = entries[0].ground if entries else space.ground
+            assert ground is not None  # it is in use
             wire.send(link, {"ok": {"at": ground.offset}})
             if isinstance(link, SocketConduit):
-                socket.send_fds(link.socket, [b"F"], [file])
+                socket.send_fds(link.socket, [b"F"], [ground.descriptor])
 
     # -- locks ---------------------------------------------------------------------------
 

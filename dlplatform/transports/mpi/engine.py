@@ -27,7 +27,7 @@ SAY, PULSE, KNOCK, LANE = 1, 2, 3, 16
 EVERYBODY = -1
 SLOTS, SLOT = 4, 1 << 18
 PULSE_S, SILENCE_S = 1.0, 15.0
-BUSY_S, CALM_S, NAP_US = 0.002, 0.2, (0, 50, 500)
+BUSY_S, CALM_S, NAP_US = 0.002, 0.2, (20, 100, 500)
 BELL = cpu.Slots.bell.offset
 STATE = struct.Struct("<ii")
 
@@ -84,7 +84,7 @@ class Engine:
         self._early: list[Lane] = []
         self._meet: Meet | None = None
         self.states: dict[int, int] = {}
-        self.silence_s = SILENCE_S
+        self.silence_s, self.failed = SILENCE_S, ""
         self._lanes: dict[tuple[int, int], Lane] = {}
         self._heard: dict[int, float] = {}
         self._said: list[tuple[int, int, bytes]] = []
@@ -117,7 +117,7 @@ class Engine:
             meet(partial(conduit_of, lane))
 
     def nudge(self, rank: int) -> None:
-        """Have the engine of another rank look more often for a while: MPI needs it to move bytes."""
+        """Have another rank look more often for a while: MPI needs it to move bytes."""
         with self._lock:
             self._said.append((PULSE, rank, bytes(STATE.size)))
         cpu.counter_wake(self._bell.address)
@@ -145,6 +145,14 @@ class Engine:
     # -- the thread ------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._move()
+        except self.mpi.Exception as error:  # as when a connection of MPI's own breaks
+            self.failed = str(error)
+            for peer in {lane.peer for lane in self._lanes.values()}:
+                self.lose(peer)
+
+    def _move(self) -> None:
         busy = time.monotonic()
         while not (self._over and not self._pending()):
             turn = self._turn.turn
@@ -160,7 +168,7 @@ class Engine:
             else:
                 calm = now - busy
                 nap = NAP_US[(calm > BUSY_S) + (calm > CALM_S)]
-                cpu.bell_wait(self._bell.address, turn, nap) if nap else time.sleep(0)
+                cpu.bell_wait(self._bell.address, turn, nap)
 
     def _pending(self) -> bool:
         return any(lane.sent for lane in self._lanes.values()) or bool(self._said or self._notes)
@@ -202,12 +210,12 @@ class Engine:
                 lane.ring()
             moved = True
         over = lane.out.closed
-        while (waiting := cpu.slots_full(lane.outward) - len(lane.sent)) > 0 and not lane.said:
+        while not lane.said and cpu.slots_full(lane.outward) > len(lane.sent):
             number = lane.out.emptied + len(lane.sent)
             size = lane.out.bytes[number % SLOTS]
             data = mpi.memory.fromaddress(cpu.slot(lane.outward, number), size)
             lane.sent.append(self.comm.Isend([data, mpi.BYTE], lane.peer, lane.tag))
-            moved = waiting > 0
+            moved = True
         if over and not lane.said and not lane.sent:
             lane.said = True  # nothing comes after an empty message
             lane.sent.append(self.comm.Isend([b"", mpi.BYTE], lane.peer, lane.tag))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dlplatform.errors import UsageError
-from dlplatform.memorybox import connection, wire
+from dlplatform.memorybox import connection, watching, wire
 from dlplatform.memorybox.box import Limits, MemoryBox
 from dlplatform.memorybox.server import GOODBYE_S, Server
 from dlplatform.transports.conduit import Conduit
@@ -59,10 +59,11 @@ def serve(ranks: Ranks, secret: bytes) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # they are for the workers, whom it outlives
-    ranks.open_doors(welcome)
-    ranks.wait_for(ranks.workers)
-    with server.changed:
-        server.changed.wait_for(lambda: not server.connected, GOODBYE_S)
+    with watching.watched(server, ""):
+        ranks.open_doors(welcome)
+        ranks.wait_for(ranks.workers)
+        with server.changed:
+            server.changed.wait_for(lambda: not server.connected, GOODBYE_S)
     if not ranks.finish():
         os._exit(0)  # a worker has left with an error of its own, and MPI cannot end without it
 
