@@ -24,7 +24,7 @@ class ClusterConfig:
     """The memory boxes of a job."""
 
     transport: str = "auto"
-    """How workers reach boxes started for this job: auto, inproc, shm, tcp or verbs."""
+    """How workers reach boxes started for this job: auto, inproc, shm, tcp, verbs or mpi."""
     boxes: list[str] = field(default_factory=list)
     """Addresses of running boxes, in order; empty: the job starts ``boxes`` of its own."""
     secret_file: str = ""
@@ -35,6 +35,8 @@ class ClusterConfig:
     """1: each box is mirrored by the next one, and workers go on there when it dies."""
     memory: str = "/dev/shm"
     """Where boxes take their memory: a tmpfs folder, or ``memfd``."""
+    pool_gib: float = 0.0
+    """Memory of a box that is an MPI rank, in GiB; 0: half of its host's, shared by its boxes."""
     job: str = ""
     """Name of the job inside the boxes; empty: made up. Two jobs never share a name."""
     timeout_s: float = 60.0
@@ -91,6 +93,8 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    transport: str = "auto"
+    """Short for ``cluster.transport``; with mpi, ``boxes`` of mpirun's ranks are boxes."""
     workers: int = 1
     """Worker processes this machine starts; under mpirun the ranks are the workers."""
     stages: int = 1
@@ -192,7 +196,9 @@ ADDRESS = re.compile(
     r"(?!tcp:|tls:|verbs:)[a-z]\w*://\S+|(tcp|tls|verbs)://(\[[\w:.]+\]|[\w.-]+):\d{1,5}"
 )
 
+TRANSPORTS = _choice("auto", "inproc", "shm", "tcp", "verbs", "mpi")
 CHECKS: Mapping[str, Check] = {
+    "transport": TRANSPORTS,
     "workers": _whole(1, 4096, 4),
     "stages": _whole(1, 64, 2),
     "boxes": _whole(1, 1024, 2),
@@ -209,13 +215,14 @@ CHECKS: Mapping[str, Check] = {
     "pipeline.microbatches": _whole(1, 1024, 4),
     "run.progress": _choice("auto", "live", "plain", "none"),
     "run.dir": Check(_folder, "a folder, new or not", "outputs/mine"),
-    "cluster.transport": _choice("auto", "inproc", "shm", "tcp", "verbs"),
+    "cluster.transport": TRANSPORTS,
     "cluster.secret_file": Check(
         lambda v: not v or os.path.isfile(v), "an existing file", "~/box.secret"
     ),
     "cluster.ca": Check(lambda v: not v or os.path.isfile(v), "an existing file", "~/box.pem"),
     "cluster.replicas": _whole(0, 1, 0),
     "cluster.memory": Check(_place, "a writable folder in memory, or memfd", "/dev/shm"),
+    "cluster.pool_gib": _real(lambda v: 0 <= v < math.inf, "0 or more", 1.0),
     "cluster.timeout_s": _real(lambda v: 0 < v < math.inf, "above 0", 60),
 }
 
@@ -296,6 +303,12 @@ def _check_names(config: Mapping[str, Any]) -> None:
             f"cluster.transport=inproc serves one worker: workers={config['workers']} - allowed: "
             "workers=1 - do: cluster.transport=auto"
         )
+    for key, usual in (("boxes", []), ("replicas", 0)):
+        if config["cluster"]["transport"] == "mpi" and config["cluster"][key] != usual:
+            raise UsageError(
+                f"cluster.{key}={config['cluster'][key]} with transport=mpi, whose boxes live and "
+                f"die with their job - allowed: {usual} - do: leave it out, or transport=tcp"
+            )
 
 
 def _check_addresses(config: Mapping[str, Any]) -> None:

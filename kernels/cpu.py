@@ -97,6 +97,14 @@ class Conduit(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Counter(ctypes.Structure):
+    """A number to wait for; ``turn`` grows with every change. Change it through the functions."""
+
+    _fields_ = [
+        ("value", c_int64), ("turn", c_uint32), ("waiters", c_uint32), ("line", c_uint8 * 48),
+    ]  # fmt: skip
+
+
 class Slots(ctypes.Structure):
     """What stands in front of a row of slots; read it through the functions below."""
 
@@ -104,7 +112,7 @@ class Slots(ctypes.Structure):
         ("count", c_uint32), ("left", c_uint32), ("size", c_uint64), ("line0", c_uint8 * 48),
         ("filled", c_uint32), ("line1", c_uint8 * 60), ("emptied", c_uint32),
         ("line2", c_uint8 * 60), ("closed", c_uint32), ("line3", c_uint8 * 60),
-        ("bell", c_uint8 * 64), ("bytes", c_uint32 * 64),
+        ("bell", Counter), ("bytes", c_uint32 * 64),
     ]  # fmt: skip
 
 
@@ -177,6 +185,9 @@ unpack = _function("dlp_unpack", _none, _int, _address, _address, _size, _size, 
 reserve = _function("dlp_reserve", c_ssize_t, _size)
 map_file = _function("dlp_map", c_ssize_t, c_ssize_t, _size, _int, _size, _int)
 allocate = _function("dlp_allocate", c_ssize_t, _size)
+map_again = _function("dlp_map_again", c_ssize_t, c_ssize_t, _size, c_ssize_t)
+populate = _function("dlp_populate", _int, c_ssize_t, _size)
+punch = _function("dlp_punch", _int, c_ssize_t, _size)
 unmap = _function("dlp_unmap", _int, c_ssize_t, _size)
 
 # segments
@@ -207,6 +218,7 @@ counter_set = _function("dlp_counter_set", _none, _address, c_int64)
 counter_add = _function("dlp_counter_add", c_int64, _address, c_int64)
 counter_swap = _function("dlp_counter_swap", c_int64, _address, c_int64, c_int64)
 counter_wait = _function("dlp_counter_wait", _int, _address, c_int64, _int)
+counter_slice = _function("dlp_counter_slice", _none, c_int64)
 counter_wake = _function("dlp_counter_wake", _none, _address)
 enter = _function("dlp_enter", c_int64, POINTER(Gate))
 leave = _function("dlp_leave", _none, _address)

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 from dlplatform.config import launchers
 from dlplatform.errors import PlatformError, UsageError
 from dlplatform.memorybox import wire
-from dlplatform.world import World, die_with_parent, share
+from dlplatform.worker import train_as_rank
+from dlplatform.world import World, die_with_parent, mpi, share
 
 Job = Callable[[dict[str, Any]], float]
 # Refusals: nothing was trained, so nothing is worth keeping.
@@ -93,18 +94,23 @@ def train(argv: Sequence[str]) -> int:
         )
     if world.launcher in ("", "dlp"):
         _submit(parse(argv), _launch, None)
-    elif world.rank == 0:
-        _lead(parse, argv, world)
-    else:
+        return 0
+    with ExitStack() as session:
+        lent = session.enter_context(mpi())
+        if world.rank == 0:
+            _lead(parse, argv, world, lambda config: train_as_rank(lent, config, session.close))
+            return 0
         told = share(None)
         if "exit" in told:
             return int(told["exit"])
         os.environ[wire.SECRET] = told["secret"]
-        _here(told["config"])
+        train_as_rank(lent, told["config"], session.close)
     return 0
 
 
-def _lead(parse: Callable[[Sequence[str]], Request], argv: Sequence[str], world: World) -> None:
+def _lead(
+    parse: Callable[[Sequence[str]], Request], argv: Sequence[str], world: World, train: Job
+) -> None:
     """Compose on rank 0 and tell the other ranks what to do, also when nothing is to be done."""
     told: list[dict[str, Any]] = []
 
@@ -115,7 +121,7 @@ def _lead(parse: Callable[[Sequence[str]], Request], argv: Sequence[str], world:
     def run(config: dict[str, Any]) -> float:
         with _boxes(config) as ready:
             tell({"config": ready, "secret": os.environ.get(wire.SECRET, "")})
-            return _here(ready)
+            return train(ready)
 
     code = 1
     os.environ.setdefault("DLP_PROGRESS", "live" if _launcher_has_terminal() else "plain")
@@ -147,23 +153,17 @@ def _launcher_has_terminal() -> bool:
 
 @contextmanager
 def _boxes(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Start the boxes of all ranks here: MPI carries one message, and they belong in it."""
+    """Start the boxes of all ranks here: they belong in the one message, unless they are ranks."""
     from dlplatform.memorybox.process import Boxes
 
     cluster = config["cluster"]
-    if cluster["boxes"] or config["workers"] == 1:
+    if cluster["boxes"] or config["workers"] == 1 or cluster["transport"] == "mpi":
         yield config
         return
     transport = "shm" if cluster["transport"] == "auto" else cluster["transport"]
     with Boxes(config["boxes"], transport, cluster["memory"]) as boxes:
         os.environ[wire.SECRET] = boxes.secret
         yield {**config, "cluster": {**cluster, "boxes": boxes.addresses}}
-
-
-def _here(config: dict[str, Any]) -> float:
-    from dlplatform.trainer import train as train_here
-
-    return train_here(config)
 
 
 def _launch(config: dict[str, Any]) -> float:
@@ -224,12 +224,12 @@ def _checked(composed: Any, workers: int | None) -> dict[str, Any]:
 
     typed = [str(word) for word in composed.hydra.overrides.task]
     wanted = [int(word[8:]) for word in typed if word.startswith("workers=") and word[8:].isdigit()]
-    if workers is not None and wanted and wanted[-1] != workers:
-        raise UsageError(
-            f"workers={wanted[-1]} under a launcher that started {workers} - allowed: {workers} - "
-            "do: leave workers out, the ranks are the workers"
-        )
     config = compose.settle(composed, workers)
+    if workers is not None and wanted and wanted[-1] != (started := config["workers"]):
+        raise UsageError(
+            f"workers={wanted[-1]} under a launcher that started {started} - allowed: {started} - "
+            "do: leave workers out, the ranks are the workers (and the boxes, with transport=mpi)"
+        )
     if not config["run"]["dir"]:
         config["run"]["dir"] = str(composed.hydra.run.dir)
     return config

@@ -141,17 +141,20 @@ class Connection:
             cpu.check(cpu.send(self.link.address, scratch, 4 * part, False))
 
     def map(self, session: Session, frame: Fields) -> None:
-        """Hand the file of a segment, or of the counters, to a worker on this host."""
-        link = self.link
-        if not isinstance(link, SocketConduit) or not link.near or session.space.log is not None:
+        """Hand the memory of a segment, or of the counters, to a worker that can map it."""
+        link, space = self.link, session.space
+        unreachable = not link.near or not isinstance(link, SocketConduit)
+        if space.log is not None or (space.ground.descriptor >= 0 and unreachable):
             raise BoxError(
                 "map over tcp, or in a logged job - allowed: shm - do: read and write instead"
             )
         entries = [session.entry(frame["key"])] if frame.get("key") else []
-        with session.space.using(*entries):
-            file = entries[0].descriptor if entries else session.space.counters_file
-            wire.send(link, {"ok": {}})
-            socket.send_fds(link.socket, [b"F"], [file])
+        with space.using(*entries):
+            ground = entries[0].ground if entries else space.ground
+            assert ground is not None  # it is in use
+            wire.send(link, {"ok": {"at": ground.offset}})
+            if isinstance(link, SocketConduit):
+                socket.send_fds(link.socket, [b"F"], [ground.descriptor])
 
     # -- locks ---------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from dlplatform.memorybox.memory import File, Ground
 from dlplatform.transports.conduit import Conduit, SocketConduit
 from dlplatform.transports.link import Frame, Link, Linked
 from dlplatform.transports.mapped import MappedTransport
@@ -18,8 +19,8 @@ class ShmTransport(Linked, MappedTransport):  # type: ignore[override]
         Linked.__init__(self, link)
         MappedTransport.__init__(self, uri, entrance)
 
-    def file(self, key: str) -> int:
-        """Receive a descriptor of a segment's file, or of the counters' for no key."""
+    def ground(self, key: str) -> Ground:
+        """Receive what a segment lies in, or the counters for no key; the caller closes it."""
         found: list[int] = []
 
         def work(link: Conduit, _: bool) -> Frame:
@@ -30,7 +31,7 @@ class ShmTransport(Linked, MappedTransport):  # type: ignore[override]
 
         with self.link.borrowed() as lane:
             self.link.perform(lane, work)
-        return found[0]
+        return File(found[0])
 
     def close(self) -> None:
         """Unmap everything and hang up."""

@@ -117,6 +117,7 @@ def open_transport(uri: str, entrance: Entrance) -> Transport:
         PeerLost: when nobody answers there.
     """
     from dlplatform.transports.inproc import InprocTransport
+    from dlplatform.transports.mpi.transport import open_mpi
     from dlplatform.transports.shm import open_shm
     from dlplatform.transports.simulated import SimulatedTransport
     from dlplatform.transports.stream import open_tcp
@@ -124,6 +125,7 @@ def open_transport(uri: str, entrance: Entrance) -> Transport:
 
     known: dict[str, Opener] = {
         "inproc": InprocTransport,
+        "mpi": open_mpi,
         "shm": open_shm,
         "sim": SimulatedTransport,
         "tcp": open_tcp,

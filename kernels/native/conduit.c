@@ -84,9 +84,9 @@ static ssize_t into_slots(conduit *c, const char *from, size_t n, int more) {
 
 /* Tell whether the other side's process is gone: it held a robust lock as long as it lived. */
 int dlp_gone(segment_header *life) {
-    int error = pthread_mutex_trylock(&life->locks[0].mutex);
-    if (error == 0 || error == EOWNERDEAD) pthread_mutex_unlock(&life->locks[0].mutex);
-    return error == 0 || error == EOWNERDEAD || error == ENOTRECOVERABLE;
+    if (dlp_try_lock(life, 0)) return 0;
+    dlp_unlock(life, 0); /* for the next one who asks */
+    return 1;
 }
 
 static int slots_ready(conduit *c, int out, int in, int ms) {

@@ -116,6 +116,7 @@ int dlp_locked(const operation *o, const segment *const *where, size_t start, si
                float *z, size_t at, size_t turn, uint32_t epoch);
 int dlp_lock(segment_header *h, size_t stripe);
 void dlp_unpack(int format, const void *payload, float *out, size_t at, size_t n, size_t entries);
+int dlp_try_lock(segment_header *h, size_t stripe);
 void dlp_unlock(segment_header *h, size_t stripe);
 int64_t dlp_enter(const gate *g);
 void dlp_leave(counter *slot);

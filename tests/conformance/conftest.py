@@ -12,12 +12,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from places import APART, BOXES, TRANSPORTS, Open, Place, connect, each
+import hands
+from places import APART, BOXES, TESTED, TRANSPORTS, Open, Place, connect, each
 
 from dlplatform.memorybox.cluster import Cluster
 
 
-@pytest.fixture(scope="session", params=each(TRANSPORTS))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Inside an MPI job keep to what runs over it."""
+    if hands.crew is not None:
+        calls = ((item, getattr(item, "callspec", None)) for item in list(items))
+        items[:] = [item for item, call in calls if call and "mpi" in call.params.values()]
+
+
+@pytest.fixture(scope="session", params=each(TESTED))
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     with TRANSPORTS[request.param](BOXES) as started:
         yield started

@@ -234,6 +234,7 @@ def test_the_death_of_the_other_process_is_noticed_at_once() -> None:
         killer.start()
         begin = time.monotonic()
         far.ended()
+        assert [cpu.gone(life) for _ in range(3)] == [1, 1, 1]
         assert 0.2 < time.monotonic() - begin < 2
         assert far.recv(10) == b""
         os.waitpid(child, 0)
