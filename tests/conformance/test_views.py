@@ -80,10 +80,10 @@ def test_view_is_consistent(transport: str, boxes: int, job: str, opened: ExitSt
         buffer.write(at(zeros))
     writers = [Worker(where, job, WRITE, rank, boxes) for rank in range(WRITERS)]
     try:
-        cluster.counter("going").wait(WRITERS, 20)
+        cluster.counter("going").wait(WRITERS, 60)
         seen = check_views(cluster, buffers, VIEWS)
         before = cluster.counter("going").value
-        cluster.counter("going").wait(before + 1, 20)  # nobody was stopped by the views
+        cluster.counter("going").wait(before + 1, 60)  # nobody was stopped by the views
         seen += check_views(cluster, buffers, 1)
     finally:
         cluster.counter("stop").set(1)

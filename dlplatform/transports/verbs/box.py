@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from dlplatform.errors import BoxError
 from dlplatform.memorybox import wire
-from dlplatform.memorybox.box import refused
+from dlplatform.memorybox.box import WRONG_VALUES, refused
 from dlplatform.memorybox.connection import HANDSHAKE_S, STREAMS, Connection
 from dlplatform.memorybox.session import Fields, Session
 from dlplatform.transports.conduit import SocketConduit
@@ -34,18 +35,20 @@ def pair(connection: Connection, card: Fields) -> None:
     assert isinstance(line, SocketConduit), "went over already"
     line.settimeout(HANDSHAKE_S)
     made = VerbsConduit(local_adapter(line), line)
-    connection.link = made
     try:
         made.connect(card)
-    except ConnectionError as error:
+        wire.send(line, {"ok": made.card})
+        wire.receive(line, wire.GREETING)  # it is connected, too: now it may be sent something
+    except (OSError, *WRONG_VALUES) as error:
         refusal = BoxError(
             f"{error} - allowed: ports of one fabric that reach each other - do: choose them with "
             "DLP_RDMA_DEVICE and DLP_RDMA_GID, at the worker and at the box"
         )
-        wire.send(line, refused(refusal))
-        raise
-    wire.send(line, {"ok": made.card})
-    wire.receive(line, wire.GREETING)  # it is connected, too: now it may be sent something
+        with suppress(OSError):
+            wire.send(line, refused(refusal))
+        made.close()
+        raise ConnectionAbortedError(str(error)) from None
+    connection.link = made
     if not connection.welcome():
         raise ConnectionAbortedError("the secret was not proved again")
 

@@ -104,7 +104,10 @@ class VerbsConduit(SlotConduit):
     def connect(self, card: Frame) -> None:
         """Connect with the other side, and begin to move slots."""
         self._pair.connect(card)
-        self._there = (int(card["at"]), int(card["rkey"]))
+        at, rkey = int(card["at"]), int(card["rkey"])
+        if not (0 <= at < 1 << 63 and 0 <= rkey <= WORD):
+            raise ConnectionError(f"slots at {at} with key {rkey}")
+        self._there = (at, rkey)
         self._thread.start()
 
     # -- slots -----------------------------------------------------------------------------
@@ -135,6 +138,8 @@ class VerbsConduit(SlotConduit):
 
     def _collect(self) -> None:
         for done in self._pair.collect():
+            if done.failed:
+                raise ConnectionError(done.failed)
             if done.id == SENT:
                 with self._moving:
                     self._on_way -= 1

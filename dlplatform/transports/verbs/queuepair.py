@@ -15,6 +15,7 @@ import threading
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from dlplatform.memorybox.box import WRONG_VALUES
 from dlplatform.memorybox.memory import Memory, Pinned
 from dlplatform.transports.verbs.fabric import Outlet, context, lock_refused, opening, verbs
 
@@ -34,6 +35,8 @@ class Done(NamedTuple):
 
     id: int
     note: int
+    failed: str = ""
+    """What went wrong; the queue pair does nothing more."""
 
 
 class Adapter:
@@ -183,8 +186,9 @@ class QueuePair:
                 self.expect()
             self._pair.to_rtr(attr)
             self._pair.to_rts(attr)
-        except (v.pyverbs_error.PyverbsError, KeyError, TypeError, ValueError) as error:
-            raise ConnectionError(f"queue pair of {card!r}: {error}") from None
+        except (v.pyverbs_error.PyverbsError, *WRONG_VALUES) as error:
+            where = card.get("gid") if isinstance(card, dict) else card
+            raise ConnectionError(f"queue pair at {where}: {error}") from None
 
     def post(
         self, what: str, id: int, local: tuple[int, int, int], remote: tuple[int, int],
@@ -221,11 +225,7 @@ class QueuePair:
         self._pair.post_recv(self._note)
 
     def collect(self) -> list[Done]:
-        """Return what has completed since the last call, and be told of the next completion.
-
-        Raises:
-            ConnectionError: when work failed; the queue pair does nothing more.
-        """
+        """Return what has completed since the last call, and be told of the next completion."""
         found: list[Any] = []
         try:
             self._rearm()
@@ -233,18 +233,16 @@ class QueuePair:
                 found += batch[1]
         except self._v.pyverbs_error.PyverbsError as error:
             raise ConnectionError(f"completion queue: {error}") from None
-        failed = next((one for one in found if one.status != self._v.e.IBV_WC_SUCCESS), None)
-        if failed is not None:
-            text = self._v.cq.cqe_status_to_str(failed.status)
-            raise ConnectionError(f"queue pair {self._pair.qp_num}: {text}")
-        coming = (self._v.e.IBV_WC_RECV, self._v.e.IBV_WC_RECV_RDMA_WITH_IMM)
-        done = []
-        for one in found:
-            arrived = one.opcode in coming
-            if arrived:
-                self.expect()
-            done.append(Done(0, one.imm_data) if arrived else Done(one.wr_id, 0))
-        return done
+        return [self._done(one) for one in found]
+
+    def _done(self, one: Any) -> Done:
+        if one.status != self._v.e.IBV_WC_SUCCESS:
+            text = self._v.cq.cqe_status_to_str(one.status)
+            return Done(one.wr_id, 0, f"queue pair {self._pair.qp_num}: {text}")
+        if one.opcode != self._v.e.IBV_WC_RECV_RDMA_WITH_IMM:
+            return Done(one.wr_id, 0)
+        self.expect()
+        return Done(0, one.imm_data)
 
     def _rearm(self) -> None:
         """Take the events that have come, then ask for the next: what comes between is polled."""

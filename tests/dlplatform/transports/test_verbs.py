@@ -20,12 +20,14 @@ import pytest
 from places import Place, Worker, at, connect, content, made, random
 
 from dlplatform.errors import BoxError, PeerLost
+from dlplatform.memorybox import wire
 from dlplatform.memorybox.box import Limits, MemoryBox
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.connection import Connection
 from dlplatform.memorybox.memory import Memory
 from dlplatform.memorybox.process import Boxes
 from dlplatform.memorybox.server import Server, listen
+from dlplatform.transports.verbs import fabric
 from dlplatform.transports.verbs.box import pair, prepare
 from dlplatform.transports.verbs.conduit import VerbsConduit
 from kernels import cpu
@@ -248,7 +250,7 @@ def test_a_limit_on_locked_memory_is_one_line_with_the_remedy(place: Place) -> N
     """Root may lock what it likes, unless it has lost the right to."""
     poor = ("prlimit", "--memlock=65536", "setpriv", "--bounding-set=-ipc_lock")
     with box("--bind", "verbs://127.0.0.1:0", before=poor) as process:
-        assert process.wait(30) == 3
+        assert process.wait(90) == 3
         assert process.stderr is not None
         said = process.stderr.read()
     assert said.startswith("dlp: error: registering 1.0 MiB with the RDMA device: ")
@@ -261,6 +263,27 @@ Cluster({place.addresses!r}, secret=b"{place.secret}")
 """
     done = subprocess.run([*poor, sys.executable, "-c", code], capture_output=True, text=True)
     assert "EnvironmentMissing: registering 1.0 MiB" in done.stderr.splitlines()[-1]
+
+
+@rdma
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"qpn": -1}, "queue pair at ::ffff:"), ({"gid": "x"}, "queue pair at x: "),
+        ({"reads": None}, "queue pair at "), ({"rkey": 1 << 40}, "slots at "),
+        ({"qpn": 0}, ""),  # somebody, or nobody, is there: the secret is not proved
+    ],
+)  # fmt: skip
+def test_a_false_card_is_refused_and_harms_nobody(
+    place: Place, wrong: dict[str, Any], text: str, opened: ExitStack
+) -> None:
+    card = {"qpn": 17, "gid": fabric.choose().gid, "lid": 0, "mtu": 3, "reads": 1}
+    with wire.connect(place.addresses[0], 10) as link:
+        wire.introduce(link, place.secret.encode(), place.addresses[0])
+        wire.send(link, {"do": "pair", "card": {**card, "at": 0, "rkey": 0, **wrong}})
+        answer = wire.receive(link)
+        assert text in answer.get("refused", "") if text else "ok" in answer
+    assert joined(place, opened, "after", 1).counter("n").value == 0
 
 
 @rdma
