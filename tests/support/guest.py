@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 SHARDS = 2
 """The guest has two processors."""
 LIMIT_S, LAST_WORDS = 600, 30
-PYTEST = "python -m pytest --slow --tb=short -q -p no:cacheprovider -o faulthandler_timeout=60"
+PYTEST = "python -m pytest --slow --tb=short -q -p no:cacheprovider"
 
 
 def has_device() -> bool:

@@ -169,8 +169,10 @@ class VerbsConduit(SlotConduit):
             ready: set[int] = set()
             while not self._in.closed and line not in ready:
                 ready = {file for file, _ in poll.poll()}
-                self._bell.hush()
-                self._collect()
+                if self._bell.file in ready:
+                    self._bell.hush()
+                if ready != {self._bell.file}:
+                    self._collect()
                 self._send()
             if line not in ready:
                 self._take_leave()

@@ -245,16 +245,10 @@ class QueuePair:
         return Done(0, one.imm_data)
 
     def _rearm(self) -> None:
-        """Take the events that have come, then ask for the next: what comes between is polled."""
-        events = 0
-        try:
-            while True:
-                self._channel.get_cq_event(self._queue)
-                events += 1
-        except self._v.pyverbs_error.PyverbsRDMAError:
-            pass  # none is left
-        if events:
-            self._queue.ack_events(events)
+        """Take an event that has come, then ask for the next: what comes between is polled."""
+        with suppress(self._v.pyverbs_error.PyverbsRDMAError):  # none has come
+            self._channel.get_cq_event(self._queue)
+            self._queue.ack_events(1)
         self._queue.req_notify()
 
     def tear(self) -> None:
