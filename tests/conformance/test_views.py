@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,7 +18,6 @@ from places import (
     at,
     connect,
     content,
-    each,
     made,
     random,
     spawn,
@@ -67,8 +67,13 @@ def check_views(cluster: Cluster, buffers: Sequence[SharedBuffer], count: int) -
     return seen
 
 
-@pytest.mark.parametrize("boxes", [1, 3])
-@pytest.mark.parametrize("transport", each(["inproc", "shm", "tcp", "verbs"]))
+@pytest.mark.parametrize(
+    ("transport", "boxes"),
+    [
+        *itertools.product(("inproc", "shm", "tcp"), (1, 3)),
+        pytest.param("verbs", 3, marks=pytest.mark.rdma),
+    ],
+)
 def test_view_is_consistent(transport: str, boxes: int, job: str, opened: ExitStack) -> None:
     """G, D and C belong together: writers add 1 to G, then D, then C, again and again."""
     where = opened.enter_context(TRANSPORTS[transport](boxes))
@@ -96,7 +101,7 @@ def test_view_is_consistent(transport: str, boxes: int, job: str, opened: ExitSt
 
 def test_a_view_does_not_wait_for_boxes_that_an_operation_leaves_out(join: Open) -> None:
     """Operations on a span, or on a buffer in one box, concern some of the boxes only."""
-    writer, reader = join(3, timeout_s=3.0), join(3, timeout_s=3.0)
+    writer, reader = join(3, timeout_s=9.0), join(3, timeout_s=9.0)
     wide, narrow = made(writer, "wide", random(1)), writer.create("narrow", 100)
     narrow_one = writer.attach(narrow)
     ones = np.ones(LENGTH, np.float32)
@@ -111,7 +116,7 @@ def test_a_view_does_not_wait_for_boxes_that_an_operation_leaves_out(join: Open)
         wide.scal(3.0)
         assert np.array_equal(viewed(view, theirs[0]), before)
         assert viewed(view, theirs[1]).tolist() == [1.0] * 100
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 7
     assert np.array_equal(content(wide), np.float32(3) * before)
 
 
