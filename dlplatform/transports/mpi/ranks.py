@@ -17,10 +17,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dlplatform.errors import EnvironmentMissing, PeerLost, UsageError
-from dlplatform.memorybox.memory import File, available, nameless_file, pages
+from dlplatform.memorybox.memory import File, available, megabytes, nameless_file, pages
 from dlplatform.memorybox.namespace import LINE
 from dlplatform.transports.conduit import Conduit, SlotConduit
-from dlplatform.transports.mpi.engine import DEAD, DONE, RUNNING, Engine, Meet
+from dlplatform.transports.mpi.engine import DEAD, DONE, LEFT, RUNNING, Engine, Meet
 from dlplatform.transports.mpi.pool import Cut, Pool
 from dlplatform.transports.mpi.window import Window
 from kernels import cpu
@@ -103,7 +103,7 @@ class Ranks:
     Args:
         mpi: mpi4py's MPI, started.
         boxes: how many of the ranks become boxes.
-        pool: bytes of every box; 0: half of what its host has, shared by its boxes.
+        pool: bytes of every box; 0: a quarter of what its host has, shared by its boxes.
         apart: treat every rank as if it were on a host of its own.
         one_sided: whether reads from other hosts, and all counters, are one-sided operations of
             MPI; None: where that is quick.
@@ -167,17 +167,19 @@ class Ranks:
         level = self.mpi.Query_thread()
         if self.spread and level < self.mpi.THREAD_MULTIPLE:
             library = self.mpi.Get_library_version().split(",")[0].splitlines()[0]
-            raise EnvironmentMissing(
+            text = (
                 f"transport=mpi over {len({*self.nodes})} hosts with {library} at thread level "
                 f"{level} - allowed: MPI_THREAD_MULTIPLE ({self.mpi.THREAD_MULTIPLE}) - do: use an "
                 "MPI built with it, or all ranks on one host, or transport=tcp"
             )
+            raise EnvironmentMissing("" if self.rank else text)  # one says it for all
         return near
 
     def _share(self, near: Any, pool: int) -> None:
         """Make the window of this host, of which every rank gets a part."""
         here = sum(rank in self.boxes for rank in self.neighbours)
-        body = pages(pool or free_here() // 2 // here) if self.is_box else LANES
+        # As many addresses again for views, which have memory only while they are read.
+        body = 2 * pages(pool or free_here() // 4 // here) if self.is_box else LANES
         size = Part(0, self.size).body + body
         found = self._window_of(near, size)
         self.parts = {
@@ -197,14 +199,15 @@ class Ranks:
         if near.size == 1:  # MPI would take private memory, which cannot be mapped a second time
             self._alone = File(nameless_file("memfd", cpu.PAGE, size - cpu.PAGE))
             return [self._alone.map(0, size, populate=False)]
-        try:
-            self._shared = self.mpi.Win.Allocate_shared(size, 1, comm=near)
-        except self.mpi.Exception as error:
-            raise EnvironmentMissing(
-                f"MPI gives no shared window of {size >> 20} MiB on {socket.gethostname()}: "
-                f"{error} - allowed: what {SHARED} holds - do: set cluster.pool_gib, or mount -o "
-                f"remount,size=... {SHARED}"
-            ) from None
+        wanted, free = near.allreduce(size), near.bcast(free_here(), 0)
+        if wanted > free:  # MPI would fail on one rank and let the others wait
+            text = (
+                f"a shared window of {megabytes(wanted)} on {socket.gethostname()}, {SHARED} has "
+                f"{megabytes(free)} - allowed: up to that, twice the pools of its boxes - do: "
+                f"a smaller cluster.pool_gib, or mount -o remount,size=... {SHARED}"
+            )
+            raise EnvironmentMissing("" if near.rank else text)
+        self._shared = self.mpi.Win.Allocate_shared(size, 1, comm=near)
         return [self._shared.Shared_query(place)[0].address for place in range(near.size)]
 
     def _quick(self, window: Window) -> bool:
@@ -298,6 +301,8 @@ class Ranks:
         cpu.counter_set(self.parts[self.rank].state, state)
         if self.engine is not None:
             self.engine.say(state)
+            if state == LEFT:
+                self.engine.flush()
 
     def _watch(self) -> None:
         """Notice who dies: at once on this host, by its silence on others."""
@@ -327,6 +332,11 @@ class Ranks:
             "and continue with resume=auto"
         )
 
+    def last_words(self) -> str:
+        """Return the obituary at the lowest rank that lives, and nothing at the others."""
+        living = (rank for rank in range(self.size) if rank not in self.dead)
+        return self.obituary() if self.rank == min(living) else ""
+
     def wait_for(self, ranks: Sequence[int]) -> set[int]:
         """Wait until none of these ranks runs any more; return what became of them."""
         while RUNNING in (states := {self.state(rank) for rank in ranks}):
@@ -342,7 +352,7 @@ class Ranks:
         self.say(DONE)
         states = self.wait_for(range(self.size))
         if self.dead:
-            raise PeerLost(self.obituary())
+            raise PeerLost(self.last_words())
         if states != {DONE}:
             return False
         with at_most(FAREWELL_S, "MPI did not end"):
