@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +113,6 @@ class Ranks:
         self, mpi: Any, boxes: int, pool: int = 0, apart: bool = False,
         one_sided: bool | None = None,
     ) -> None:  # fmt: skip
-        self.one_sided = False
         self.mpi, self.comm = mpi, mpi.COMM_WORLD.Dup()
         self.rank, self.size = self.comm.rank, self.comm.size
         self.dead: set[int] = set()
@@ -128,16 +127,15 @@ class Ranks:
         with at_most(TOGETHER_S, "the ranks of this job did not come together"):
             near = self._neighbours(apart)
             self.boxes = deal(self.nodes, boxes)
-            self.workers = [rank for rank in range(self.size) if rank not in self.boxes]
+            others = [rank for rank in range(self.size) if rank not in self.boxes]
+            # Neighbours are on one host, as rule=hybrid wants its groups; rank 0 is worker 0.
+            self.workers = sorted(others, key=lambda rank: (self.nodes[rank], rank))
             self.hosts: list[str] = self.comm.allgather(socket.gethostname())
             self._share(near, pool)
             if self.spread:
                 self.engine = Engine(mpi, self.comm, self._died)
-                memory = self._memory if self.is_box else None
-                self.window = Window(mpi, self.comm, memory, self.engine.nudge)
-                quick = self._quick(self.window) if one_sided is None else one_sided
-                self.one_sided = self.comm.allreduce(quick, mpi.LAND)
-                cpu.counter_slice(SLICE_US if self.one_sided else FOREVER_US)
+                self.window = self._open_window(self.engine, one_sided)
+                cpu.counter_slice(SLICE_US if self.window else FOREVER_US)
             self.comm.Barrier()
         self._start(self._watch)
 
@@ -207,13 +205,23 @@ class Ranks:
                 f"a smaller cluster.pool_gib, or mount -o remount,size=... {SHARED}"
             )
             raise EnvironmentMissing("" if near.rank else text)
-        self._shared = self.mpi.Win.Allocate_shared(size, 1, comm=near)
-        return [self._shared.Shared_query(place)[0].address for place in range(near.size)]
+        self._shared = self.mpi.Win.Allocate_shared(size + cpu.PAGE, 1, comm=near)
+        found = [self._shared.Shared_query(place)[0].address for place in range(near.size)]
+        return [pages(address) for address in found]  # Open MPI 4 begins anywhere in a page
 
-    def _quick(self, window: Window) -> bool:
-        """Tell whether one-sided access is quick to the boxes of other hosts."""
+    def _open_window(self, engine: Engine, wanted: bool | None) -> Window | None:
+        """Return a window over all boxes if one-sided access is wanted, or quick everywhere."""
+        window, memory = None, self._memory if self.is_box else None
+        with suppress(self.mpi.Exception):  # Open MPI 4 has nothing one-sided over tcp
+            window = Window(self.mpi, self.comm, memory, engine.nudge)
         far = [] if self.is_box else [box for box in self.boxes if not self.near(box)]
-        return all(window.quick(box, cpu.PAGE) for box in far)
+        good = window is not None and wanted is not False
+        if window is not None and wanted is None:
+            good = all(window.quick(box, cpu.PAGE) for box in far)
+        if not self.comm.allreduce(good, self.mpi.LAND) and window is not None:
+            window.close()
+            window = None
+        return window
 
     def _live(self, ready: threading.Event) -> None:
         """Hold a lock that the kernel gives back when this process dies."""
