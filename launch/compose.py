@@ -165,7 +165,15 @@ def choose_transport(config: dict[str, Any], ranks: int | None) -> None:
             "them, or the same - do: leave cluster.transport out"
         )
     cluster["transport"] = wanted if wanted != "auto" else cluster["transport"]
-    if cluster["transport"] == "mpi" and ranks is None and config["launcher"] == "local":
+    if cluster["transport"] != "mpi":
+        return
+    for key, usual in (("boxes", []), ("replicas", 0)):
+        if cluster[key] != usual:
+            raise UsageError(
+                f"cluster.{key}={cluster[key]} with transport=mpi, whose boxes live and die with "
+                f"their job - allowed: {usual} - do: leave it out, or transport=tcp"
+            )
+    if ranks is None and config["launcher"] == "local":
         many = int(config["workers"]) + int(config["boxes"])
         raise UsageError(
             "transport=mpi with launcher=local: its boxes are MPI ranks - allowed: mpirun - do: "

@@ -194,7 +194,8 @@ def _failure(code: int, lines: job.Lines) -> PlatformError:
         return job.failure(first.code, min(alike, key=lambda last: last.rank).text)
     if name := _signal_name(code):
         return PeerLost(
-            f"all workers were killed ({name}) - one must stay - do: start again with resume=auto"
+            f"all workers were killed ({name}), or one MPI rank, with which this mpirun ends the "
+            "others - one must stay - do: start again with resume=auto"
         )
     return PlatformError(f"mpirun ended with {code}: {lines.last} - do: dlp doctor")
 

@@ -98,7 +98,7 @@ def train(argv: Sequence[str]) -> int:
     with ExitStack() as session:
         lent = session.enter_context(mpi())
         if world.rank == 0:
-            _lead(parse, argv, world, lambda config: train_as_rank(lent, config, session.close))
+            _lead(argv, world, lent, session.close)
             return 0
         told = share(None)
         if "exit" in told:
@@ -108,9 +108,7 @@ def train(argv: Sequence[str]) -> int:
     return 0
 
 
-def _lead(
-    parse: Callable[[Sequence[str]], Request], argv: Sequence[str], world: World, train: Job
-) -> None:
+def _lead(argv: Sequence[str], world: World, lent: Any, end_mpi: Callable[[], None]) -> None:
     """Compose on rank 0 and tell the other ranks what to do, also when nothing is to be done."""
     told: list[dict[str, Any]] = []
 
@@ -121,7 +119,7 @@ def _lead(
     def run(config: dict[str, Any]) -> float:
         with _boxes(config) as ready:
             tell({"config": ready, "secret": os.environ.get(wire.SECRET, "")})
-            return train(ready)
+            return train_as_rank(lent, ready, end_mpi)
 
     code = 1
     os.environ.setdefault("DLP_PROGRESS", "live" if _launcher_has_terminal() else "plain")
@@ -140,6 +138,7 @@ def _lead(
     finally:
         if not told:
             tell({"exit": code})
+            end_mpi()
 
 
 def _launcher_has_terminal() -> bool:

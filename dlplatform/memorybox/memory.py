@@ -181,6 +181,7 @@ class Mapping(Pinned):
 
     def _map(self, at: int, size: int, ground: Ground, offset: int, populate: bool) -> int:
         address = ground.map(at, size, offset, populate)
+        assert at in (0, address), "segments lie side by side"
         if not at:  # data inside a reserved range stays with its owner
             self._parts.append((address, size))
         return address

@@ -26,7 +26,7 @@ SAY, PULSE, KNOCK, LANE = 1, 2, 3, 16
 """Tags of messages: states of ranks, signs of life, new lanes; a lane has a tag of its own."""
 EVERYBODY = -1
 SLOTS, SLOT = 4, 1 << 18
-PULSE_S, SILENCE_S = 1.0, 15.0
+PULSE_S, SILENCE_S, FLUSH_S = 1.0, 15.0, 1.0
 BUSY_S, CALM_S, NAP_US = 0.002, 0.2, (20, 100, 500)
 BELL = cpu.Slots.bell.offset
 STATE = struct.Struct("<ii")
@@ -128,6 +128,12 @@ class Engine:
             note = STATE.pack(state, self.comm.rank if rank < 0 else rank)
             self._said.append((SAY, EVERYBODY, note))
         cpu.counter_wake(self._bell.address)
+
+    def flush(self) -> None:
+        """Give what was said a moment to reach the others: this process is about to end."""
+        end = time.monotonic() + FLUSH_S
+        while (self._said or self._notes) and time.monotonic() < end:
+            time.sleep(0.002)
 
     def close(self) -> None:
         """Stop; all ranks do so together."""

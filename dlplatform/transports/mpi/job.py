@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
-from dlplatform.errors import UsageError
+from dlplatform.errors import PeerLost
 from dlplatform.memorybox import connection, watching, wire
 from dlplatform.memorybox.box import Limits, MemoryBox
 from dlplatform.memorybox.server import GOODBYE_S, Server
 from dlplatform.transports.conduit import Conduit
 from dlplatform.transports.mpi.engine import LEFT
-from dlplatform.transports.mpi.ranks import Ranks
+from dlplatform.transports.mpi.ranks import LOOK_S, Ranks
 from dlplatform.transports.mpi.transport import enter
 from dlplatform.world import World, become
 
@@ -24,26 +25,8 @@ of its own; ``DLP_MPI_ONE_SIDED=0`` or ``1``: decides what is otherwise measured
 GIB = 1 << 30
 
 
-def check_world(mpi: Any, world: World) -> None:
-    """Refuse ranks that MPI counts otherwise than the launcher's variables.
-
-    Raises:
-        UsageError: both are shown.
-    """
-    comm = mpi.COMM_WORLD
-    if (world.rank, world.size) != (comm.rank, comm.size):
-        library = " ".join(mpi.Get_library_version().split(",")[0].split()[:3])
-        raise UsageError(
-            f"launchers disagree: {world.launcher or 'no launcher'} says rank {world.rank} of "
-            f"{world.size}; {library} says rank {comm.rank} of {comm.size} - allowed: mpirun of "
-            "the MPI that this Python loads - do: use the mpirun beside this Python, or set "
-            "MPI4PY_MPIABI"
-        )
-
-
 def meet(mpi: Any, boxes: int, pool_gib: float = 0.0) -> Ranks:
     """Come together with all ranks of this job, and be one of its boxes or workers."""
-    check_world(mpi, World.detect())
     told = os.environ.get(ONE_SIDED)
     wanted = None if told is None else told != "0"
     return Ranks(mpi, boxes, int(pool_gib * GIB), APART in os.environ, wanted)
@@ -82,8 +65,12 @@ def work(ranks: Ranks, train: Callable[[], float]) -> float:
     ranks.on_death = died
     try:
         score = train()
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, PeerLost):
+            time.sleep(2 * LOOK_S)  # whoever died is known by then
         ranks.say(LEFT)
+        if isinstance(error, PeerLost) and ranks.dead:
+            raise PeerLost(ranks.last_words()) from None
         raise
     ranks.finish()
     return score

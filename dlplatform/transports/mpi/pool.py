@@ -100,9 +100,9 @@ class Pool:
     def _too_small(self, length: int) -> str:
         longest = max((free for _, free in self._free), default=0)
         return (
-            f"{self.what} is too small: {megabytes(length)} more, {megabytes(longest)} of "
-            f"{megabytes(self.size)} in one piece is free - allowed: up to that - do: set "
-            "cluster.pool_gib, or use more boxes"
+            f"{self.what} is too small: {megabytes(length)} more, half of it for views, "
+            f"{megabytes(longest)} of {megabytes(self.size)} in one piece is free - allowed: up to "
+            "that - do: set cluster.pool_gib, or use more boxes"
         )
 
     def put(self, start: int, size: int) -> None:

@@ -12,15 +12,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dlplatform.errors import EnvironmentMissing, PeerLost, UsageError
-from dlplatform.memorybox.memory import File, available, nameless_file, pages
+from dlplatform.memorybox.memory import File, available, megabytes, nameless_file, pages
 from dlplatform.memorybox.namespace import LINE
 from dlplatform.transports.conduit import Conduit, SlotConduit
-from dlplatform.transports.mpi.engine import DEAD, DONE, RUNNING, Engine, Meet
+from dlplatform.transports.mpi.engine import DEAD, DONE, LEFT, RUNNING, Engine, Meet
 from dlplatform.transports.mpi.pool import Cut, Pool
 from dlplatform.transports.mpi.window import Window
 from kernels import cpu
@@ -103,7 +103,7 @@ class Ranks:
     Args:
         mpi: mpi4py's MPI, started.
         boxes: how many of the ranks become boxes.
-        pool: bytes of every box; 0: half of what its host has, shared by its boxes.
+        pool: bytes of every box; 0: a quarter of what its host has, shared by its boxes.
         apart: treat every rank as if it were on a host of its own.
         one_sided: whether reads from other hosts, and all counters, are one-sided operations of
             MPI; None: where that is quick.
@@ -113,7 +113,6 @@ class Ranks:
         self, mpi: Any, boxes: int, pool: int = 0, apart: bool = False,
         one_sided: bool | None = None,
     ) -> None:  # fmt: skip
-        self.one_sided = False
         self.mpi, self.comm = mpi, mpi.COMM_WORLD.Dup()
         self.rank, self.size = self.comm.rank, self.comm.size
         self.dead: set[int] = set()
@@ -128,16 +127,15 @@ class Ranks:
         with at_most(TOGETHER_S, "the ranks of this job did not come together"):
             near = self._neighbours(apart)
             self.boxes = deal(self.nodes, boxes)
-            self.workers = [rank for rank in range(self.size) if rank not in self.boxes]
+            others = [rank for rank in range(self.size) if rank not in self.boxes]
+            # Neighbours are on one host, as rule=hybrid wants its groups; rank 0 is worker 0.
+            self.workers = sorted(others, key=lambda rank: (self.nodes[rank], rank))
             self.hosts: list[str] = self.comm.allgather(socket.gethostname())
             self._share(near, pool)
             if self.spread:
                 self.engine = Engine(mpi, self.comm, self._died)
-                memory = self._memory if self.is_box else None
-                self.window = Window(mpi, self.comm, memory, self.engine.nudge)
-                quick = self._quick(self.window) if one_sided is None else one_sided
-                self.one_sided = self.comm.allreduce(quick, mpi.LAND)
-                cpu.counter_slice(SLICE_US if self.one_sided else FOREVER_US)
+                self.window = self._open_window(self.engine, one_sided)
+                cpu.counter_slice(SLICE_US if self.window else FOREVER_US)
             self.comm.Barrier()
         self._start(self._watch)
 
@@ -167,17 +165,19 @@ class Ranks:
         level = self.mpi.Query_thread()
         if self.spread and level < self.mpi.THREAD_MULTIPLE:
             library = self.mpi.Get_library_version().split(",")[0].splitlines()[0]
-            raise EnvironmentMissing(
+            text = (
                 f"transport=mpi over {len({*self.nodes})} hosts with {library} at thread level "
                 f"{level} - allowed: MPI_THREAD_MULTIPLE ({self.mpi.THREAD_MULTIPLE}) - do: use an "
                 "MPI built with it, or all ranks on one host, or transport=tcp"
             )
+            raise EnvironmentMissing("" if self.rank else text)  # one says it for all
         return near
 
     def _share(self, near: Any, pool: int) -> None:
         """Make the window of this host, of which every rank gets a part."""
         here = sum(rank in self.boxes for rank in self.neighbours)
-        body = pages(pool or free_here() // 2 // here) if self.is_box else LANES
+        # As many addresses again for views, which have memory only while they are read.
+        body = 2 * pages(pool or free_here() // 4 // here) if self.is_box else LANES
         size = Part(0, self.size).body + body
         found = self._window_of(near, size)
         self.parts = {
@@ -197,20 +197,31 @@ class Ranks:
         if near.size == 1:  # MPI would take private memory, which cannot be mapped a second time
             self._alone = File(nameless_file("memfd", cpu.PAGE, size - cpu.PAGE))
             return [self._alone.map(0, size, populate=False)]
-        try:
-            self._shared = self.mpi.Win.Allocate_shared(size, 1, comm=near)
-        except self.mpi.Exception as error:
-            raise EnvironmentMissing(
-                f"MPI gives no shared window of {size >> 20} MiB on {socket.gethostname()}: "
-                f"{error} - allowed: what {SHARED} holds - do: set cluster.pool_gib, or mount -o "
-                f"remount,size=... {SHARED}"
-            ) from None
-        return [self._shared.Shared_query(place)[0].address for place in range(near.size)]
+        wanted, free = near.allreduce(size), near.bcast(free_here(), 0)
+        if wanted > free:  # MPI would fail on one rank and let the others wait
+            text = (
+                f"a shared window of {megabytes(wanted)} on {socket.gethostname()}, {SHARED} has "
+                f"{megabytes(free)} - allowed: up to that, twice the pools of its boxes - do: "
+                f"a smaller cluster.pool_gib, or mount -o remount,size=... {SHARED}"
+            )
+            raise EnvironmentMissing("" if near.rank else text)
+        self._shared = self.mpi.Win.Allocate_shared(size + cpu.PAGE, 1, comm=near)
+        found = [self._shared.Shared_query(place)[0].address for place in range(near.size)]
+        return [pages(address) for address in found]  # Open MPI 4 begins anywhere in a page
 
-    def _quick(self, window: Window) -> bool:
-        """Tell whether one-sided access is quick to the boxes of other hosts."""
+    def _open_window(self, engine: Engine, wanted: bool | None) -> Window | None:
+        """Return a window over all boxes if one-sided access is wanted, or quick everywhere."""
+        window, memory = None, self._memory if self.is_box else None
+        with suppress(self.mpi.Exception):  # Open MPI 4 has nothing one-sided over tcp
+            window = Window(self.mpi, self.comm, memory, engine.nudge)
         far = [] if self.is_box else [box for box in self.boxes if not self.near(box)]
-        return all(window.quick(box, cpu.PAGE) for box in far)
+        good = window is not None and wanted is not False
+        if window is not None and wanted is None:
+            good = all(window.quick(box, cpu.PAGE) for box in far)
+        if not self.comm.allreduce(good, self.mpi.LAND) and window is not None:
+            window.close()
+            window = None
+        return window
 
     def _live(self, ready: threading.Event) -> None:
         """Hold a lock that the kernel gives back when this process dies."""
@@ -298,6 +309,8 @@ class Ranks:
         cpu.counter_set(self.parts[self.rank].state, state)
         if self.engine is not None:
             self.engine.say(state)
+            if state == LEFT:
+                self.engine.flush()
 
     def _watch(self) -> None:
         """Notice who dies: at once on this host, by its silence on others."""
@@ -327,6 +340,11 @@ class Ranks:
             "and continue with resume=auto"
         )
 
+    def last_words(self) -> str:
+        """Return the obituary at the lowest rank that lives, and nothing at the others."""
+        living = (rank for rank in range(self.size) if rank not in self.dead)
+        return self.obituary() if self.rank == min(living) else ""
+
     def wait_for(self, ranks: Sequence[int]) -> set[int]:
         """Wait until none of these ranks runs any more; return what became of them."""
         while RUNNING in (states := {self.state(rank) for rank in ranks}):
@@ -342,7 +360,7 @@ class Ranks:
         self.say(DONE)
         states = self.wait_for(range(self.size))
         if self.dead:
-            raise PeerLost(self.obituary())
+            raise PeerLost(self.last_words())
         if states != {DONE}:
             return False
         with at_most(FAREWELL_S, "MPI did not end"):

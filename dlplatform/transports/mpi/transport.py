@@ -38,7 +38,7 @@ class NearTransport(Linked, MappedTransport):  # type: ignore[override]
     def counter(self, name: str) -> Counter:
         """Return a counter of the job, mapped; where others change it by MPI, changed by MPI."""
         mapped = super().counter(name)
-        if not self._ranks.one_sided or self._ranks.window is None:
+        if self._ranks.window is None:
             return mapped
         return counter_of(self._ranks.window, self._box, self.link, mapped)
 
@@ -116,6 +116,6 @@ def open_mpi(uri: str, entrance: Entrance) -> Transport:
     ranks.links.append(link)
     if ranks.near(int(text)) and "map" in link.can:
         return NearTransport(uri, entrance, link, ranks)
-    if ranks.one_sided and ranks.window is not None:
+    if ranks.window is not None:
         return FarTransport(uri, link, ranks.window)
     return StreamTransport(uri, link)

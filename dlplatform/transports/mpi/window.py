@@ -15,7 +15,7 @@ from dlplatform.memorybox.counter import Counter
 
 MOST = 1 << 30
 """Bytes of one Get: counts of MPI are ints."""
-LONG, PROBE, PROBES = 1 << 16, 1 << 20, 5
+LONG, PROBE, PROBES, HOPELESS = 1 << 16, 1 << 20, 5, 10
 SLOWEST_GET_S, SLOWEST_FETCH_S = 0.010, 0.0005
 """Where 1 MiB or one counter take longer, messages do better (as with Open MPI 5 over tcp)."""
 
@@ -73,9 +73,9 @@ class Window:
         """Tell whether one-sided access to a box is worth it: measure a Get and a counter."""
         room = ctypes.create_string_buffer(PROBE)
         address = ctypes.addressof(room)
-        read = best(lambda: self.get(rank, offset, PROBE, address))
-        fetch = best(lambda: self.fetch(rank, offset, 0, self.mpi.NO_OP))
-        return read < SLOWEST_GET_S and fetch < SLOWEST_FETCH_S
+        return within(SLOWEST_GET_S, lambda: self.get(rank, offset, PROBE, address)) and within(
+            SLOWEST_FETCH_S, lambda: self.fetch(rank, offset, 0, self.mpi.NO_OP)
+        )
 
     def close(self) -> None:
         """Free the window, together with all ranks."""
@@ -83,14 +83,15 @@ class Window:
         self._window.Free()
 
 
-def best(work: Callable[[], object]) -> float:
-    """Return the shortest of some runs, in seconds."""
-    times = []
+def within(limit_s: float, work: Callable[[], object]) -> bool:
+    """Tell whether one of some runs takes no longer; a very long one is the last."""
     for _ in range(PROBES):
         begin = time.perf_counter()
         work()
-        times.append(time.perf_counter() - begin)
-    return min(times)
+        taken = time.perf_counter() - begin
+        if taken <= limit_s or taken > HOPELESS * limit_s:
+            return taken <= limit_s
+    return False
 
 
 class WindowCounter(Counter):
