@@ -75,7 +75,9 @@ setup(
     ],
     extras_require={
         "mpi": MPI,
-        "rdma": ["pyverbs"],
+        # pyverbs belongs to the system's RDMA libraries: apt-get install python3-pyverbs, then see
+        # docs/manual_rdma.md. PyPI has its sources only, and they build nowhere but beside those.
+        "rdma": [],
         "slurm": ["submitit", "hydra-submitit-launcher"],
         "dev": [*MPI, *DEV],
     },

@@ -56,6 +56,8 @@ def guard(run: Callable[[], object]) -> int:
 
 def _report(text: str, code: int) -> int:
     how = os.environ.get(REPORT)
+    if not text:  # another process says it
+        return 0 if how == "line" else code
     prefix = f"dlp: rank {_rank()} exit {code}: " if how else "dlp: error: "
     print(prefix + " ".join(text.split()), file=sys.stderr, flush=True)
     return 0 if how == "line" else code

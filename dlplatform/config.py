@@ -24,7 +24,7 @@ class ClusterConfig:
     """The memory boxes of a job."""
 
     transport: str = "auto"
-    """How workers reach boxes started for this job: auto, inproc, shm or tcp."""
+    """How workers reach boxes started for this job: auto, inproc, shm, tcp, verbs or mpi."""
     boxes: list[str] = field(default_factory=list)
     """Addresses of running boxes, in order; empty: the job starts ``boxes`` of its own."""
     secret_file: str = ""
@@ -39,6 +39,8 @@ class ClusterConfig:
     """Machines for launcher=ssh, as NAME or NAME:WORKERS; the first ones have the boxes."""
     agent: str = "ssh -o BatchMode=yes -o ServerAliveInterval=5"
     """What starts a process on one of them: called as AGENT HOST COMMAND."""
+    pool_gib: float = 0.0
+    """Memory of a box that is an MPI rank, in GiB; 0: a quarter of its host's, if it is alone."""
     job: str = ""
     """Name of the job inside the boxes; empty: made up. Two jobs never share a name."""
     timeout_s: float = 60.0
@@ -100,6 +102,8 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     slurm: Any = None
+    transport: str = "auto"
+    """Short for ``cluster.transport``; with mpi, ``boxes`` of mpirun's ranks are boxes."""
     workers: int = 1
     """Worker processes this machine starts; under mpirun the ranks are the workers."""
     stages: int = 1
@@ -197,9 +201,13 @@ def _folder(path: str) -> bool:
     return not os.path.exists(path) or os.path.isdir(path)
 
 
-ADDRESS = re.compile(r"(?!tcp:|tls:)[a-z]\w*://\S+|t(cp|ls)://(\[[\w:.]+\]|[\w.-]+):\d{1,5}")
+ADDRESS = re.compile(
+    r"(?!tcp:|tls:|verbs:)[a-z]\w*://\S+|(tcp|tls|verbs)://(\[[\w:.]+\]|[\w.-]+):\d{1,5}"
+)
 
+TRANSPORTS = _choice("auto", "inproc", "shm", "tcp", "verbs", "mpi")
 CHECKS: Mapping[str, Check] = {
+    "transport": TRANSPORTS,
     "workers": _whole(1, 4096, 4),
     "stages": _whole(1, 64, 2),
     "boxes": _whole(1, 1024, 2),
@@ -221,13 +229,14 @@ CHECKS: Mapping[str, Check] = {
     "pipeline.microbatches": _whole(1, 1024, 4),
     "run.progress": _choice("auto", "live", "plain", "none"),
     "run.dir": Check(_folder, "a folder, new or not", "outputs/mine"),
-    "cluster.transport": _choice("auto", "inproc", "shm", "tcp"),
+    "cluster.transport": TRANSPORTS,
     "cluster.secret_file": Check(
         lambda v: not v or os.path.isfile(v), "an existing file", "~/box.secret"
     ),
     "cluster.ca": Check(lambda v: not v or os.path.isfile(v), "an existing file", "~/box.pem"),
     "cluster.replicas": _whole(0, 1, 0),
     "cluster.memory": Check(_place, "a writable folder in memory, or memfd", "/dev/shm"),
+    "cluster.pool_gib": _real(lambda v: 0 <= v < math.inf, "0 or more", 1.0),
     "cluster.timeout_s": _real(lambda v: 0 < v < math.inf, "above 0", 60),
 }
 
@@ -319,8 +328,8 @@ def _check_addresses(config: Mapping[str, Any]) -> None:
     for address in config["cluster"]["boxes"]:
         if not ADDRESS.fullmatch(str(address)):
             raise UsageError(
-                f"cluster.boxes={address} is not an address - allowed: tcp://HOST:PORT, "
-                "tls://HOST:PORT, shm://NAME - do: copy the line that dlp box prints"
+                f"cluster.boxes={address} is not an address - allowed: tcp://HOST:PORT, also "
+                "with tls or verbs, shm://NAME - do: copy the line that dlp box prints"
             )
 
 

@@ -184,7 +184,7 @@ def init(
         boxes: memory boxes rank 0 starts on its host, unless ``cluster`` names running ones.
         cluster: addresses of running boxes, in order.
         secret_file: their secret's file.
-        transport: how workers reach boxes started here: ``auto``, ``shm`` or ``tcp``.
+        transport: how workers reach boxes started here: ``auto``, ``shm``, ``tcp`` or ``verbs``.
     """
     if _current:
         raise UsageError("dlplatform.init() a second time - allowed: once - do: keep the job")

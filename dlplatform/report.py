@@ -182,6 +182,7 @@ def repeat(trainer: Trainer) -> str:
         *changed("rule", s["rule"], find_rule(s["rule"]["name"])),
         *changed("task", s["task"], type(trainer.task)),
         *changed("cluster", s["cluster"], ClusterConfig),
+        *(["launcher=mpirun"] if s["cluster"]["transport"] == "mpi" else []),
         *changed("run", s["run"], RunConfig),
         *changed("pipeline", s.get("pipeline", {}), PipelineConfig),
     ]

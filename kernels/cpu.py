@@ -17,6 +17,7 @@ from ctypes import (
     c_int64,
     c_size_t,
     c_ssize_t,
+    c_uint8,
     c_uint32,
     c_uint64,
     c_void_p,
@@ -84,6 +85,34 @@ class Update(ctypes.Structure):
         ("operation", Operation), ("start", c_uint64), ("n", c_uint64), ("done", c_uint64),
         ("payload", c_void_p), ("answers", c_void_p), ("log", c_void_p), ("head", c_void_p),
         ("head_bytes", c_uint64), ("at", c_uint64), ("epoch", c_uint32),
+    ]  # fmt: skip
+
+
+class Conduit(ctypes.Structure):
+    """What carries a lane: a socket (``fd``), or the addresses of slots in and out."""
+
+    _fields_ = [
+        ("fd", c_int32), ("ms", c_int32), ("inward", c_void_p), ("outward", c_void_p),
+        ("other", c_void_p), ("life", c_void_p), ("taken", c_uint64), ("begun", c_uint64),
+    ]  # fmt: skip
+
+
+class Counter(ctypes.Structure):
+    """A number to wait for; ``turn`` grows with every change. Change it through the functions."""
+
+    _fields_ = [
+        ("value", c_int64), ("turn", c_uint32), ("waiters", c_uint32), ("line", c_uint8 * 48),
+    ]  # fmt: skip
+
+
+class Slots(ctypes.Structure):
+    """What stands in front of a row of slots; read it through the functions below."""
+
+    _fields_ = [
+        ("count", c_uint32), ("left", c_uint32), ("size", c_uint64), ("line0", c_uint8 * 48),
+        ("filled", c_uint32), ("line1", c_uint8 * 60), ("emptied", c_uint32),
+        ("line2", c_uint8 * 60), ("closed", c_uint32), ("line3", c_uint8 * 60),
+        ("bell", Counter), ("bytes", c_uint32 * 64),
     ]  # fmt: skip
 
 
@@ -156,6 +185,9 @@ unpack = _function("dlp_unpack", _none, _int, _address, _address, _size, _size, 
 reserve = _function("dlp_reserve", c_ssize_t, _size)
 map_file = _function("dlp_map", c_ssize_t, c_ssize_t, _size, _int, _size, _int)
 allocate = _function("dlp_allocate", c_ssize_t, _size)
+map_again = _function("dlp_map_again", c_ssize_t, c_ssize_t, _size, c_ssize_t)
+populate = _function("dlp_populate", _int, c_ssize_t, _size)
+punch = _function("dlp_punch", _int, c_ssize_t, _size)
 unmap = _function("dlp_unmap", _int, c_ssize_t, _size)
 
 # segments
@@ -186,21 +218,33 @@ counter_set = _function("dlp_counter_set", _none, _address, c_int64)
 counter_add = _function("dlp_counter_add", c_int64, _address, c_int64)
 counter_swap = _function("dlp_counter_swap", c_int64, _address, c_int64, c_int64)
 counter_wait = _function("dlp_counter_wait", _int, _address, c_int64, _int)
+counter_slice = _function("dlp_counter_slice", _none, c_int64)
 counter_wake = _function("dlp_counter_wake", _none, _address)
 enter = _function("dlp_enter", c_int64, POINTER(Gate))
 leave = _function("dlp_leave", _none, _address)
 left = _function("dlp_left", _int, _address, c_int64, _int)
 
-# sockets
+# conduits, and updates that come over them
+take = _function("dlp_take", c_ssize_t, _address, _address, _size)
+send = _function("dlp_send", _int, _address, _address, _size, _int)
+receive = _function("dlp_receive", _int, _address, _address, _size)
+ready = _function("dlp_ready", _int, _address, _int, _int, _int)
+hang_up = _function("dlp_hang_up", _none, _address)
+gone = _function("dlp_gone", _int, _address)
 exchange = _function(
-    "dlp_exchange", _int, _int, _int, _address, _size, _address, _size, _int, _address
+    "dlp_exchange", _int, _address, _int, _address, _size, _address, _size, _int, _address
 )
-receive = _function("dlp_receive", _int, _int, _address, _size)
-transmit = _function("dlp_transmit", _int, _int, _address, _size)
-discard = _function("dlp_discard", _int, _int, _size)
+discard = _function("dlp_discard", _int, _address, _size)
 ring_floats = _function("dlp_ring_floats", _size)
-receive_apply = _function("dlp_receive_apply", _int, _int, _address, _address)
-answer_again = _function("dlp_answer_again", _int, _int, _address, c_uint64)
+receive_apply = _function("dlp_receive_apply", _int, _address, _address, _address)
+answer_again = _function("dlp_answer_again", _int, _address, _address, c_uint64)
+slots_bytes = _function("dlp_slots_bytes", _size, c_uint32, _size)
+slots_init = _function("dlp_slots_init", _none, _address, c_uint32, _size)
+slots_full = _function("dlp_slots_full", c_uint32, _address)
+slot = _function("dlp_slot", c_ssize_t, _address, c_uint32)
+slot_filled = _function("dlp_slot_filled", _none, _address, c_uint32)
+slot_emptied = _function("dlp_slot_emptied", _none, _address)
+bell_wait = _function("dlp_bell_wait", _int, _address, c_uint32, c_int64)
 replay = _function("dlp_replay", _int, _address, _address, c_uint64, _size, _address)
 
 # the log

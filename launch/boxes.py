@@ -65,7 +65,7 @@ def understand(words: Sequence[str]) -> argparse.Namespace:
                 epilog=NOTES if first in ("status", "top") else None)  # fmt: skip
     secret = "the secret the box was started with (default: ~/.dlplatform/secret)"
     p.add_argument("uri", metavar="URI", nargs="+" if first == "top" else 1,
-                   help="shm://NAME, tcp://HOST:PORT or tls://HOST:PORT")  # fmt: skip
+                   help="shm://NAME, or tcp://, tls:// or verbs://HOST:PORT")  # fmt: skip
     p.add_argument("--secret-file", default="", metavar="FILE", help=secret)
     p.add_argument("--ca", default="", metavar="FILE", help=TRUST)
     if first == "status":
@@ -83,14 +83,14 @@ def check_address(uri: str) -> None:
     """Refuse what cannot be the address of a box."""
     try:
         parts = urlsplit(uri)
-        far = parts.scheme in ("tcp", "tls") and parts.hostname and parts.port
+        far = parts.scheme in wire.FAR and parts.hostname and parts.port
         good = bool(far or (parts.scheme == "shm" and parts.netloc))
     except ValueError:
         good = False
     if not good:
         raise UsageError(
-            f"dlp box: {uri!r} is not an address of a box - allowed: shm://NAME, tcp://HOST:PORT, "
-            "tls://HOST:PORT - do: copy the address that dlp box printed"
+            f"dlp box: {uri!r} is not an address of a box - allowed: shm://NAME, or tcp://, tls:// "
+            "or verbs://HOST:PORT - do: copy the address that dlp box printed"
         )
 
 

@@ -25,6 +25,7 @@ from dlplatform.config import CHECKS, Config, named, run_folder, validate
 from dlplatform.errors import PlatformError, UsageError, closest
 from dlplatform.rules.rule import find_rule, rules
 from dlplatform.task import find_task, tasks
+from dlplatform.transports.mpi.ranks import deal
 from launch.slurm import settings as slurm
 
 ROOT = "train"
@@ -137,7 +138,7 @@ def settle(composed: DictConfig, workers: int | None = None) -> dict[str, Any]:
 
     Args:
         composed: what Hydra composed.
-        workers: the number of workers that a launcher outside has already started.
+        workers: the number of ranks that a launcher outside has already started.
     """
     with one_line([]):
         keys = [str(key) for key in composed if key != "hydra"]
@@ -145,15 +146,43 @@ def settle(composed: DictConfig, workers: int | None = None) -> dict[str, Any]:
             OmegaConf.masked_copy(composed, keys), resolve=True, throw_on_missing=True
         )
     config = cast(dict[str, Any], plain)
+    choose_transport(config, workers)
     if workers is not None:
         config["workers"] = workers
     if config["cluster"]["boxes"]:
         config["boxes"] = len(config["cluster"]["boxes"])
+    elif workers is not None and config["cluster"]["transport"] == "mpi":
+        config["workers"] -= len(deal([0] * workers, int(config["boxes"])))
     validate(config)
     if config["launcher"] == "slurm":
         slurm.check(config)
     config["cluster"]["job"] = config["cluster"]["job"] or secrets.token_hex(4)
     return config
+
+
+def choose_transport(config: dict[str, Any], ranks: int | None) -> None:
+    """Let ``transport`` decide what ``cluster.transport`` leaves open."""
+    cluster, wanted = config["cluster"], config["transport"]
+    if wanted != "auto" and cluster["transport"] not in ("auto", wanted):
+        raise UsageError(
+            f"transport={wanted} and cluster.transport={cluster['transport']} - allowed: one of "
+            "them, or the same - do: leave cluster.transport out"
+        )
+    cluster["transport"] = wanted if wanted != "auto" else cluster["transport"]
+    if cluster["transport"] != "mpi":
+        return
+    for key, usual in (("boxes", []), ("replicas", 0)):
+        if cluster[key] != usual:
+            raise UsageError(
+                f"cluster.{key}={cluster[key]} with transport=mpi, whose boxes live and die with "
+                f"their job - allowed: {usual} - do: leave it out, or transport=tcp"
+            )
+    if ranks is None and config["launcher"] == "local":
+        many = int(config["workers"]) + int(config["boxes"])
+        raise UsageError(
+            "transport=mpi with launcher=local: its boxes are MPI ranks - allowed: mpirun - do: "
+            f"launcher=mpirun, or mpirun -n {many} dlp train ... transport=mpi"
+        )
 
 
 def _explain(error: Exception, words: Sequence[str]) -> str:

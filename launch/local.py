@@ -117,7 +117,8 @@ def plan(config: dict[str, Any]) -> list[str]:
         return ["# one worker and its box inside this process"]
     lines = []
     if not config["cluster"]["boxes"]:
-        where = {"shm": "shm://NAME", "tcp": "tcp://127.0.0.1:0"}[transport(config)]
+        kind = transport(config)
+        where = "shm://NAME" if kind == "shm" else f"{kind}://127.0.0.1:0"
         box = [sys.executable, "-m", "dlplatform.memorybox", "--bind", where]
         box += ["--memory", config["cluster"]["memory"], "--lifeline"]
         lines += [shlex.join(box)] * int(config["boxes"])

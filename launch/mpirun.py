@@ -91,11 +91,15 @@ def identify(path: str, text: str) -> Mpirun:
 def variables(config: dict[str, Any]) -> dict[str, str]:
     """Return the environment of the ranks beyond what they inherit."""
     return {
-        # Its windows warn on every machine without InfiniBand, and no window is used.
-        "OMPI_MCA_osc": "^ucx",
         **job.variables(config),
         REPORT: "line",
     }
+
+
+def ranks(config: dict[str, Any]) -> int:
+    """Return how many ranks a job has: its workers, and its boxes where they are ranks."""
+    boxes = int(config["boxes"]) if config["cluster"]["transport"] == "mpi" else 0
+    return int(config["workers"]) + boxes
 
 
 def command(config: dict[str, Any]) -> list[str]:
@@ -104,7 +108,7 @@ def command(config: dict[str, Any]) -> list[str]:
     path = Path(config["run"]["dir"]).absolute() / job.CONFIG
     return [
         mpirun.path,
-        *("-n", str(config["workers"])),
+        *("-n", str(ranks(config))),
         *mpirun.options(),
         *mpirun.export(variables(config)),
         *(sys.executable, "-m", "dlplatform.worker", str(path)),
@@ -207,7 +211,8 @@ def _failure(name: str, code: int, lines: job.Lines) -> PlatformError:
         return job.failure(first.code, min(alike, key=lambda last: last.rank).text)
     if killed := _signal_name(code):
         return PeerLost(
-            f"all workers were killed ({killed}) - one must stay - do: start again with resume=auto"
+            f"all workers were killed ({killed}), or one MPI rank, with which this mpirun ends the "
+            "others - one must stay - do: start again with resume=auto"
         )
     return PlatformError(f"{name} ended with {code}: {lines.last} - do: dlp doctor")
 

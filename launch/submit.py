@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from dlplatform.errors import PlatformError, UsageError
 from dlplatform.meeting import way
 from dlplatform.memorybox import wire
 from dlplatform.memorybox.options import Options
-from dlplatform.world import World, die_with_parent, share
+from dlplatform.worker import train_as_rank
+from dlplatform.world import World, die_with_parent, mpi, share
 
 Job = Callable[[dict[str, Any]], float]
 # Refusals: nothing was trained, so nothing is worth keeping.
@@ -84,14 +85,16 @@ def train(argv: Sequence[str]) -> int:
         _submit(parse(argv), _launch, None)
         return 0
     die_with_parent()
-    if world.rank == 0:
-        _lead(parse, argv, world)
-    else:
+    with ExitStack() as session:
+        lent = session.enter_context(mpi()) if world.mpi else None
+        if world.rank == 0:
+            _lead(argv, world, lent, session.close)
+            return 0
         told = share(None)
         if "exit" in told:
             return int(told["exit"])
         os.environ[wire.SECRET] = told["secret"]
-        _here(told["config"])
+        train_as_rank(lent, told["config"], session.close)
     return 0
 
 
@@ -116,7 +119,7 @@ def enqueue(argv: Sequence[str]) -> int:
     return 0
 
 
-def _lead(parse: Callable[[Sequence[str]], Request], argv: Sequence[str], world: World) -> None:
+def _lead(argv: Sequence[str], world: World, lent: Any, end_mpi: Callable[[], None]) -> None:
     """Compose on rank 0 and tell the other ranks what to do, also when nothing is to be done."""
     told: list[dict[str, Any]] = []
 
@@ -125,9 +128,14 @@ def _lead(parse: Callable[[Sequence[str]], Request], argv: Sequence[str], world:
         share(message)
 
     def run(config: dict[str, Any]) -> float:
+        if config["cluster"]["transport"] == "mpi" and not world.mpi:
+            raise UsageError(
+                f"transport=mpi under {world.launcher} - allowed: mpirun - do: mpirun -n "
+                f"{world.size} dlp train ..., or transport=tcp"
+            )
         with _boxes(config, world) as ready:
             tell({"config": ready, "secret": os.environ.get(wire.SECRET, "")})
-            return _here(ready)
+            return train_as_rank(lent, ready, end_mpi)
 
     code = 1
     os.environ.setdefault("DLP_PROGRESS", "live" if _launcher_has_terminal() else "plain")
@@ -146,6 +154,7 @@ def _lead(parse: Callable[[Sequence[str]], Request], argv: Sequence[str], world:
     finally:
         if not told:
             tell({"exit": code})
+            end_mpi()
 
 
 def _launcher_has_terminal() -> bool:
@@ -159,23 +168,17 @@ def _launcher_has_terminal() -> bool:
 
 @contextmanager
 def _boxes(config: dict[str, Any], world: World) -> Iterator[dict[str, Any]]:
-    """Start the boxes of all ranks here: there is one message, and they belong in it."""
+    """Start the boxes of all ranks here: they belong in the one message, unless they are ranks."""
     from dlplatform.memorybox.process import Boxes
 
     cluster = config["cluster"]
-    if cluster["boxes"] or config["workers"] == 1:
+    if cluster["boxes"] or config["workers"] == 1 or cluster["transport"] == "mpi":
         yield config
         return
     transport, host = way(world, cluster["transport"])
     with Boxes(config["boxes"], transport, cluster["memory"], host=host) as boxes:
         os.environ[wire.SECRET] = boxes.secret
         yield {**config, "cluster": {**cluster, "boxes": boxes.addresses}}
-
-
-def _here(config: dict[str, Any]) -> float:
-    from dlplatform.trainer import train as train_here
-
-    return train_here(config)
 
 
 def _launch(config: dict[str, Any]) -> float:
@@ -238,12 +241,12 @@ def _checked(composed: Any, workers: int | None) -> dict[str, Any]:
 
     typed = [str(word) for word in composed.hydra.overrides.task]
     wanted = [int(word[8:]) for word in typed if word.startswith("workers=") and word[8:].isdigit()]
-    if workers is not None and wanted and wanted[-1] != workers:
-        raise UsageError(
-            f"workers={wanted[-1]} under a launcher that started {workers} - allowed: {workers} - "
-            "do: leave workers out, the ranks are the workers"
-        )
     config = compose.settle(composed, workers)
+    if workers is not None and wanted and wanted[-1] != (started := config["workers"]):
+        raise UsageError(
+            f"workers={wanted[-1]} under a launcher that started {started} - allowed: {started} - "
+            "do: leave workers out, the ranks are the workers (and the boxes, with transport=mpi)"
+        )
     if not config["run"]["dir"]:
         config["run"]["dir"] = str(composed.hydra.run.dir)
     return config

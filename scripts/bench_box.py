@@ -30,6 +30,7 @@ GROUPS = {
     "axpy": ("memory.axpy", "shm axpy beside a C loop; two workers beside one"),
     "elastic": ("memory.elastic", "shm elastic beside a fused C loop"),
     "rma": ("mpi.rma", "shm axpy and elastic beside Open MPI's one-sided operations"),
+    "window": ("window.rows", "the transport mpi beside MPI's one-sided operations, shm and tcp"),
     "bf16": ("memory.narrow", "shm axpy of bf16 beside fp32"),
     "small": ("memory.small", "the smallest operations beside fixed limits"),
     "tcp": ("box.raw", "tcp write, read, axpy beside a raw loopback socket"),

@@ -11,6 +11,7 @@ for word in "$@"; do
     if [ "$word" = --no-lint ]; then lint=no; else rest+=("$word"); fi
 done
 bash scripts/setup.sh
+case " $* " in *" --slow "*) bash scripts/mpich.sh ;; esac  # they run with both MPIs
 export PATH="$PWD/.venv/bin:$PATH"
 if [ "$lint" = yes ]; then
     ruff check .

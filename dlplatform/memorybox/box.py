@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlplatform.errors import BoxError, PlatformError, closest
+from dlplatform.memorybox.memory import File, Ground, nameless_file
 from dlplatform.memorybox.namespace import Namespace
 from dlplatform.memorybox.oplog import OpLog
 from dlplatform.memorybox.session import Fields, Lane, Session
@@ -44,6 +45,14 @@ class Limits:
     """What a job leaves is kept so long after its last worker has gone."""
     can: tuple[str, ...] = CAN
     """What the box does itself: accumulate (else workers read, add and write), map."""
+    pool: Callable[[int, int], Ground] | None = None
+    """Where its memory comes from instead of the folder."""
+
+    def ground(self, size: int, room: int = 0) -> Ground:
+        """Return ``size`` bytes of zeros, and addresses for ``room`` more (see ``give_room``)."""
+        if self.pool is not None:
+            return self.pool(size, room)
+        return File(nameless_file(self.memory, size, room))
 
 
 Answer = Callable[..., Any]
@@ -93,7 +102,7 @@ class MemoryBox:
         with self.lock:
             if name not in self.spaces:
                 self._admit(name)
-                space = Namespace(name, self.limits.memory, self.limits.quota)
+                space = Namespace(name, self.limits.ground, self.limits.quota)
                 for prepare in self.on_new:
                     prepare(space)
                 self.spaces[name] = space

@@ -1,4 +1,4 @@
-"""Connection: one worker's socket at the box: welcomed, obeyed, and what happens when it ends.
+"""Connection: one worker's conduit at the box: welcomed, obeyed, and what happens when it ends.
 
 Python only decides; bytes move and operations run in C with the GIL released.
 """
@@ -18,6 +18,7 @@ from dlplatform.memorybox.commands import own_cut
 from dlplatform.memorybox.namespace import Entry
 from dlplatform.memorybox.session import Fields, Lane, Session
 from dlplatform.memorybox.updates import Stream
+from dlplatform.transports.conduit import Conduit, SocketConduit
 from kernels import cpu
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ Shield = Callable[[socket.socket], socket.socket]
 
 
 class Connection:
-    """One socket: a lane of requests, and perhaps the lease of a worker."""
+    """One conduit: a lane of requests, and perhaps the lease of a worker."""
 
-    def __init__(self, server: Server, link: socket.socket) -> None:
+    def __init__(self, server: Server, link: Conduit) -> None:
         self.server, self.link = server, link
         self.box: MemoryBox = server.box
         self.session: Session | None = None
@@ -64,6 +65,8 @@ class Connection:
             elif command == "mirror" and self.session is None:
                 replica.receive(self.server, self.link, str(frame["job"]), str(frame["origin"]))
                 raise ConnectionAbortedError("the mirrored box is gone")
+            elif command == "pair" and self.session is None:
+                self.server.pair(self, frame["card"])
             elif isinstance(command, str) and command in self.server.orders:
                 wire.send(self.link, {"ok": self.server.orders[command](self.box, **frame)})
             else:
@@ -119,11 +122,12 @@ class Connection:
         entry = session.span(frame.get("key", ""), start, count)
         if frame.get("cut"):
             own_cut(session)  # one that ended with a box is not taken for what is there now
-        fd, mapping = self.link.fileno(), entry.mapping
+        mapping = entry.mapping
         with session.space.using(entry):
             wire.send(self.link, {"ok": {}}, more=count > 0)
             if not frame.get("cut"):
-                cpu.check(cpu.transmit(fd, mapping.data + 4 * start, 4 * count))
+                at = mapping.data + 4 * start
+                cpu.check(cpu.send(self.link.address, at, 4 * count, False))
             else:
                 self._read_cut(entry, start, count)
         self.box.count(session.space, "out", 4 * count)
@@ -134,19 +138,23 @@ class Connection:
         for at in range(start, start + count, cpu.CHUNK):
             part = min(cpu.CHUNK, start + count - at)
             cpu.check(cpu.read_cut(entry.mapping.pointer, at, part, scratch))
-            cpu.check(cpu.transmit(self.link.fileno(), scratch, 4 * part))
+            cpu.check(cpu.send(self.link.address, scratch, 4 * part, False))
 
     def map(self, session: Session, frame: Fields) -> None:
-        """Hand the file of a segment, or of the counters, to a worker on this host."""
-        if self.link.family != socket.AF_UNIX or session.space.log is not None:
+        """Hand the memory of a segment, or of the counters, to a worker that can map it."""
+        link, space = self.link, session.space
+        unreachable = not link.near or not isinstance(link, SocketConduit)
+        if space.log is not None or (space.ground.descriptor >= 0 and unreachable):
             raise BoxError(
                 "map over tcp, or in a logged job - allowed: shm - do: read and write instead"
             )
         entries = [session.entry(frame["key"])] if frame.get("key") else []
-        with session.space.using(*entries):
-            file = entries[0].descriptor if entries else session.space.counters_file
-            wire.send(self.link, {"ok": {}})
-            socket.send_fds(self.link, [b"F"], [file])
+        with space.using(*entries):
+            ground = entries[0].ground if entries else space.ground
+            assert ground is not None  # it is in use
+            wire.send(link, {"ok": {"at": ground.offset}})
+            if isinstance(link, SocketConduit):
+                socket.send_fds(link.socket, [b"F"], [ground.descriptor])
 
     # -- locks ---------------------------------------------------------------------------
 
@@ -191,27 +199,31 @@ class Connection:
             gone = session.leases == 0 and (self.lease or not session.links)
         if not gone or session.ended:
             return
-        certain = session.polite or self.link.family == socket.AF_UNIX
+        certain = session.polite or self.link.near
         if certain and not self.server.lasting:
             self.box.end(session)
         else:
             self.server.end_later(session)
 
 
-STREAMS = {
+STREAMS: dict[str, Callable[[Connection, Session, Fields], None]] = {
     "read": Connection.read, "map": Connection.map, "lock": Connection.lock,
     "unlock": Connection.unlock,
 }  # fmt: skip
 
 
-def start(server: Server, link: socket.socket, shield: Shield | None) -> None:
-    """Serve a socket that was accepted, to its end."""
-    near = link
+def accepted(link: socket.socket, shield: Shield | None = None) -> SocketConduit:
+    """Make a socket that was accepted a conduit; ``shield`` puts TLS around it."""
+    wire.keep_alive(link)
+    return SocketConduit(link if shield is None else shield(link))
+
+
+def start(server: Server, accept: Callable[[], Conduit]) -> None:
+    """Serve what ``accept`` returns to its end."""
+    link = connection = None
     try:
-        wire.keep_alive(link)
-        if shield is not None:
-            near = shield(link)
-        connection = Connection(server, near)
+        link = accept()
+        connection = Connection(server, link)
         if connection.welcome():
             with server.attending():
                 connection.serve()
@@ -220,11 +232,12 @@ def start(server: Server, link: socket.socket, shield: Shield | None) -> None:
     except OSError:
         return  # it hung up, or talked nonsense: nobody is left to be told
     finally:
-        near.close()
+        if link is not None:
+            (connection.link if connection else link).close()
         server.count(connected=-1)
 
 
-def spawn(server: Server, link: socket.socket, shield: Shield | None = None) -> None:
-    """Serve a socket in a thread of its own; ``shield`` puts TLS around it."""
+def spawn(server: Server, accept: Callable[[], Conduit]) -> None:
+    """Serve a connection in a thread of its own, where ``accept`` makes it."""
     with suppress(RuntimeError):  # no thread left: the worker sees a closed connection
-        threading.Thread(target=start, args=(server, link, shield), daemon=True).start()
+        threading.Thread(target=start, args=(server, accept), daemon=True).start()

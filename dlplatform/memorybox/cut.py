@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dlplatform.errors import BoxError, NotNow
-from dlplatform.memorybox.memory import give_room, take_room
+from dlplatform.memorybox.memory import give_room
 from dlplatform.memorybox.timing import later
 from kernels import cpu
 
@@ -138,7 +138,8 @@ class Cut:
             for entry in self.entries:
                 if self.ended:
                     raise BoxError("the worker has left - allowed: a view of one's own - do: none")
-                give_room(entry.descriptor, entry.shadow, 4 * entry.floats)
+                assert entry.ground is not None  # it is busy
+                give_room(entry.ground, entry.shadow, 4 * entry.floats)
             for entry in self.entries:
                 cpu.cut(entry.mapping.header, self.epoch)
 
@@ -191,7 +192,8 @@ class Cut:
         with self._room:
             for entry in self.entries:
                 cpu.cut(entry.mapping.header, 0)
-                take_room(entry.descriptor, entry.shadow, 4 * entry.floats)
+                if entry.ground is not None:
+                    entry.ground.take_room(entry.shadow, 4 * entry.floats)
         with self.space.lock:
             for entry in self.entries:
                 entry.busy -= 1

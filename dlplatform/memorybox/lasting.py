@@ -255,7 +255,7 @@ class Lasting:
         if not snapshots and not journals:
             place.rmdir()
             return
-        space = Namespace(job, self.box.limits.memory, self.box.limits.quota)
+        space = Namespace(job, self.box.limits.ground, self.box.limits.quota)
         if snapshots:
             read_snapshot(space, snapshots[-1])
         number = int(snapshots[-1].name[-6:]) if snapshots else 0

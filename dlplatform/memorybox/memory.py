@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from typing import Any, ClassVar, Protocol
+from weakref import WeakValueDictionary
 
 from dlplatform.errors import BoxError, EnvironmentMissing
 from kernels import cpu
@@ -74,8 +76,53 @@ def _too_small(folder: str, size: int) -> str:
     )
 
 
-def give_room(descriptor: int, start: int, size: int) -> None:
-    """Give a range of a file its memory now, where a lack of it can still be refused.
+class Ground(Protocol):
+    """What a segment, or the counters of a job, lie in: zeros that processes may share."""
+
+    descriptor: int
+    """Of the file, which is handed to workers; -1: it lies at ``offset`` where they can map it."""
+    offset: int
+
+    def map(self, at: int, size: int, offset: int = 0, populate: bool = True) -> int:
+        """Return addresses for a range, at an address of the caller's choice or anywhere (0)."""
+
+    def give_room(self, start: int, size: int) -> None:
+        """Give a range its memory now, where a lack of it can still be refused (OSError)."""
+
+    def take_room(self, start: int, size: int) -> None:
+        """Give the memory of a range back; its addresses stay."""
+
+    def close(self) -> None:
+        """Give everything back that is not mapped."""
+
+
+class File:
+    """A file without a name, by its descriptor."""
+
+    offset = 0
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def map(self, at: int, size: int, offset: int = 0, populate: bool = True) -> int:
+        """Return addresses for a range, at an address of the caller's choice or anywhere (0)."""
+        return int(cpu.check(cpu.map_file(at, size, self.descriptor, offset, populate)))
+
+    def give_room(self, start: int, size: int) -> None:
+        """Give a range its memory now, where a lack of it can still be refused (OSError)."""
+        os.posix_fallocate(self.descriptor, start, size)
+
+    def take_room(self, start: int, size: int) -> None:
+        """Give the memory of a range back; its addresses stay."""
+        _fallocate(self.descriptor, PUNCH_HOLE | KEEP_SIZE, start, size)
+
+    def close(self) -> None:
+        """Give everything back that is not mapped."""
+        os.close(self.descriptor)
+
+
+def give_room(ground: Ground, start: int, size: int) -> None:
+    """Give a view its memory, or refuse it.
 
     Raises:
         BoxError: when there is not that much memory left.
@@ -83,7 +130,7 @@ def give_room(descriptor: int, start: int, size: int) -> None:
     try:
         if size > available():
             raise OSError(errno.ENOMEM, "")
-        os.posix_fallocate(descriptor, start, size)
+        ground.give_room(start, size)
     except OSError:
         raise BoxError(
             f"a snapshot needs {megabytes(size)} more, {megabytes(available())} is free - allowed: "
@@ -91,59 +138,74 @@ def give_room(descriptor: int, start: int, size: int) -> None:
         ) from None
 
 
-def take_room(descriptor: int, start: int, size: int) -> None:
-    """Give the memory of a range back; its addresses stay."""
-    _fallocate(descriptor, PUNCH_HOLE | KEEP_SIZE, start, size)
-
-
 def pages(size: int) -> int:
     """Round a number of bytes up to whole pages."""
     return -(-size // cpu.PAGE) * cpu.PAGE
 
 
-class Mapping:
+class Pinned:
+    """Memory that devices may know: they forget it before it goes (RDMA registers memory)."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.address, self.size = address, size
+        self.pins: dict[object, Any] = {}
+
+    def unpin(self) -> None:
+        """Have all devices forget it."""
+        while self.pins:
+            self.pins.popitem()[1].close()
+
+
+class Mapping(Pinned):
     """A segment mapped into this process: locks in front, fp32 data, room for its shadow.
 
     Args:
-        descriptor: the segment's file.
+        ground: what the segment lies in.
         floats: its length.
         at: a reserved address for the data; 0: anywhere.
     """
 
-    def __init__(self, descriptor: int, floats: int, at: int = 0) -> None:
-        self.floats, self._own = floats, not at
-        head, size = cpu.header_bytes(floats), floats * 4
+    def __init__(self, ground: Ground, floats: int, at: int = 0) -> None:
+        self.floats, head, size = floats, cpu.header_bytes(floats), floats * 4
+        super().__init__(0, size)
         self._parts: list[tuple[int, int]] = []
         try:
-            self.header = self._map(0, head, descriptor, 0, True)
-            self.data = self._map(at, size, descriptor, head, True)
-            self.shadow = self._map(0, size, descriptor, head + pages(size), False)
+            self.header = self._map(0, head, ground, 0, True)
+            self.data = self.address = self._map(at, size, ground, head, True)
+            self.shadow = self._map(0, size, ground, head + pages(size), False)
         except OSError:
             self.unmap()
             raise
         self.record = cpu.SegmentMap(self.header, self.data, self.shadow)
         self.pointer = ctypes.addressof(self.record)
 
-    def _map(self, at: int, size: int, descriptor: int, offset: int, populate: bool) -> int:
-        address: int = cpu.check(cpu.map_file(at, size, descriptor, offset, populate))
+    def _map(self, at: int, size: int, ground: Ground, offset: int, populate: bool) -> int:
+        address = ground.map(at, size, offset, populate)
+        assert at in (0, address), "segments lie side by side"
         if not at:  # data inside a reserved range stays with its owner
             self._parts.append((address, size))
         return address
 
     def unmap(self) -> None:
         """Give the addresses back."""
+        self.unpin()
         while self._parts:
             cpu.unmap(*self._parts.pop())
 
 
-class Memory:
+class Memory(Pinned):
     """Private, page-aligned, touched memory of ``floats`` zeros, freed with this object."""
+
+    living: ClassVar[WeakValueDictionary[int, Memory]] = WeakValueDictionary()
+    """By address."""
 
     def __init__(self, floats: int) -> None:
         self.floats = floats
-        self._bytes = max(floats, 1) * 4
-        self.address = cpu.check(cpu.allocate(self._bytes))
+        size = max(floats, 1) * 4
+        super().__init__(cpu.check(cpu.allocate(size)), size)
+        self.living[self.address] = self
 
     def __del__(self) -> None:
         if getattr(self, "address", 0):
-            cpu.unmap(self.address, self._bytes)
+            self.unpin()
+            cpu.unmap(self.address, self.size)

@@ -6,18 +6,17 @@ one transaction. Other jobs' namespaces cannot be reached from here.
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dlplatform.errors import BoxError
 from dlplatform.memorybox.cut import GATE as GATE
 from dlplatform.memorybox.cut import Gate
-from dlplatform.memorybox.memory import Mapping, megabytes, nameless_file, pages
+from dlplatform.memorybox.memory import Ground, Mapping, Pinned, megabytes, pages
 from kernels import cpu
 
 if TYPE_CHECKING:
@@ -29,12 +28,14 @@ COUNTERS, NOTICES = 4096, 4096
 LINE, LONGEST_NAME = 64, 1000
 EVERYONE = -1
 EPOCH = "box/epoch"
+Source = Callable[[int, int], Ground]
+"""Gives so many bytes of zeros, and addresses for some more."""
 
 
 class Entry:
     """One segment in this box."""
 
-    def __init__(self, name: str, key: str, floats: int, memory: str) -> None:
+    def __init__(self, name: str, key: str, floats: int, memory: Source) -> None:
         self.name, self.key, self.floats = name, key, floats
         self.shared_by = self.busy = 0
         self.owner, self.creator = EVERYONE, ""
@@ -42,19 +43,20 @@ class Entry:
         used = cpu.header_bytes(floats) + 4 * floats
         self.shadow = pages(used)
         room = self.shadow + 4 * floats - used
-        self.descriptor = nameless_file(memory, used, room)
+        self.ground: Ground | None = memory(used, room)
         try:
-            self.mapping = Mapping(self.descriptor, floats)
+            self.mapping = Mapping(self.ground, floats)
             cpu.check(cpu.header_init(self.mapping.header, floats))
         except OSError:
-            os.close(self.descriptor)
+            self.ground.close()
             raise
 
     def free(self) -> None:
         """Give the memory back."""
         self.mapping.unmap()
-        os.close(self.descriptor)
-        self.descriptor = -1
+        if self.ground is not None:
+            self.ground.close()
+        self.ground = None
 
 
 class Namespace:
@@ -62,11 +64,11 @@ class Namespace:
 
     Args:
         name: the job's; a mirror's also names the box it mirrors.
-        memory: tmpfs folder for its files, or memfd.
+        memory: gives its segments and counters their memory.
         quota: most bytes its segments may take; 0: no limit.
     """
 
-    def __init__(self, name: str, memory: str = "/dev/shm", quota: int = 0) -> None:
+    def __init__(self, name: str, memory: Source, quota: int = 0) -> None:
         self.name, self.memory, self.quota = name, memory, quota
         self.entries: dict[str, Entry] = {}
         self.notices: dict[str, bytes] = {}
@@ -83,8 +85,9 @@ class Namespace:
         self.lock = threading.RLock()
         self.slots: dict[str, int] = {}
         self._free = list(range(COUNTERS - 1, -1, -1))
-        self.counters_file = nameless_file(memory, COUNTERS * LINE)
-        self._counters = cpu.check(cpu.map_file(0, COUNTERS * LINE, self.counters_file, 0, True))
+        size = COUNTERS * LINE
+        self.ground = memory(size, 0)
+        self.counters = Pinned(self.ground.map(0, size), size)
         self.epoch_at = self.counter(EPOCH)
         self.gate = Gate(self)
 
@@ -182,7 +185,7 @@ class Namespace:
     def free_unused(self, entry: Entry) -> None:
         """Free a deleted segment with its last operation."""
         gone = self.entries.get(entry.key) is not entry
-        if gone and not entry.busy and entry.descriptor >= 0:
+        if gone and not entry.busy and entry.ground is not None:
             entry.free()
 
     # -- counters and notices --------------------------------------------------------------
@@ -202,12 +205,12 @@ class Namespace:
                         "do: use fewer counters"
                     )
                 self.slots[name] = self._free.pop()
-                cpu.counter_set(self._counters + LINE * self.slots[name], 0)
+                cpu.counter_set(self.counters.address + LINE * self.slots[name], 0)
             return self.slots[name]
 
     def counter(self, name: str) -> int:
         """Return the address of a counter in this process."""
-        return self._counters + LINE * self.slot(name)
+        return self.counters.address + LINE * self.slot(name)
 
     def forget(self, beginning: str) -> None:
         """Drop the counters whose names begin so."""
@@ -239,9 +242,10 @@ class Namespace:
                 self.free_unused(entry)
 
     def __del__(self) -> None:
-        if getattr(self, "_counters", 0):  # the last thread that used it has ended
-            cpu.unmap(self._counters, COUNTERS * LINE)
-            os.close(self.counters_file)
+        if hasattr(self, "counters"):  # the last thread that used it has ended
+            self.counters.unpin()
+            cpu.unmap(self.counters.address, self.counters.size)
+            self.ground.close()
 
 
 def where(entries: Sequence[Entry]) -> Any:

@@ -24,6 +24,7 @@ VERBS = """look after a running box (each takes --secret-file, and --ca for tls:
 examples:
   dlp box --bind tcp://10.0.0.1:7000 --secret-file box.secret
   dlp box --bind shm://box0 --bind tcp://10.0.0.1:7000 --quota 2G --jobs 8 --keep 60
+  dlp box --bind verbs://10.0.0.1:7000 --secret-file box.secret
   dlp box --bind tls://10.0.0.1:7000 --tls-cert box.pem --tls-key box.key
   dlp box --bind tcp://10.0.0.1:7000 --snapshot /var/lib/box --journal
   dlp box --bind tcp://10.0.0.1:7000 --metrics 127.0.0.1:9400 --log -"""
@@ -75,8 +76,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "where": {
         "--bind": {
             "action": "append", "required": True, "metavar": "URI",
-            "help": "shm://NAME (this host), tcp://HOST:PORT or tls://HOST:PORT (port 0: any free "
-            "one); may be repeated",
+            "help": "shm://NAME (this host), or tcp://, tls:// or verbs://HOST:PORT (port 0: any "
+            "free one); may be repeated",
         },
         "--secret-file": {
             "default": "", "metavar": "FILE",

@@ -23,7 +23,7 @@ class Boxes:
 
     Args:
         count: how many.
-        transport: ``shm``, ``tcp`` or ``tls``.
+        transport: ``shm``, ``tcp``, ``tls`` or ``verbs``.
         memory: where they take their memory (see ``dlp box --memory``).
         options: further options of ``dlp box``.
         host: where ``tcp`` and ``tls`` listen; nobody else reaches loopback.

@@ -54,7 +54,7 @@ def mirror_to(server: Server, space: Namespace, origin: str, mirror: str) -> Non
     space.log.send_to(link)
 
 
-def receive(server: Server, link: socket.socket, job: str, origin: str) -> None:
+def receive(server: Server, link: wire.Wire, job: str, origin: str) -> None:
     """Be the mirror of a namespace until its box closes the connection, or dies."""
     box, name = server.box, f"{job}:{origin}"
     with box.lock:
@@ -89,7 +89,7 @@ def receive(server: Server, link: socket.socket, job: str, origin: str) -> None:
         expect(box, space, RETURN_S if space.sessions else 0.0)
 
 
-def exactly(link: socket.socket, count: int) -> bytes:
+def exactly(link: wire.Wire, count: int) -> bytes:
     """Receive so many bytes."""
     data = bytearray()
     while len(data) < count:  # memory grows with what has come, not with what was announced

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from dlplatform.errors import UsageError
+from dlplatform.errors import BoxError, UsageError
 from dlplatform.memorybox import connection, numa, replica, watching, wire
 from dlplatform.memorybox.box import MemoryBox
 from dlplatform.memorybox.options import check, limits_of, parser
@@ -32,25 +32,33 @@ GOODBYE_S, EVERY_S = 2.0, 30.0
 
 
 def listen(uri: str) -> tuple[socket.socket, str]:
-    """Bind shm://NAME, or tcp:// or tls://HOST:PORT (0: any free); return the real address."""
+    """Bind shm://NAME, or tcp://, tls:// or verbs://HOST:PORT (0: any free); return its address."""
     parts = urlsplit(uri)
     try:
         if parts.scheme == "shm" and parts.netloc:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(f"\0dlp/{parts.netloc}")
             address = uri
-        elif parts.scheme in ("tcp", "tls") and parts.hostname and parts.port is not None:
+        elif parts.scheme in wire.FAR and parts.hostname and parts.port is not None:
             listener = socket.create_server((parts.hostname, parts.port), backlog=128)
             address = f"{parts.scheme}://{parts.hostname}:{listener.getsockname()[1]}"
         else:
             raise ValueError("not an address of a box")
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--bind {uri}: {error} - allowed: shm://NAME, tcp://HOST:PORT or tls://HOST:PORT, not "
-            "in use - do: choose another name or port"
+            f"--bind {uri}: {error} - allowed: shm://NAME, or tcp://, tls:// or verbs://HOST:PORT, "
+            "not in use - do: choose another name or port"
         ) from None
     listener.listen(128)
     return listener, address
+
+
+def refuse_to_pair(link: connection.Connection, card: Fields) -> None:
+    """Refuse a worker that looks for RDMA where there is none."""
+    raise BoxError(
+        "pair over tcp - allowed: a box with --bind verbs://HOST:PORT - do: start it so, or write "
+        "tcp:// in the address"
+    )
 
 
 class Server:
@@ -63,6 +71,8 @@ class Server:
         self.lifeline = True
         self.lasting: Lasting | None = None
         self.orders: dict[str, Callable[..., Fields]] = {}
+        self.pair: Callable[[connection.Connection, Fields], None] = refuse_to_pair
+        """Goes over to RDMA on a connection that was made over TCP."""
 
     def accept(self, listener: socket.socket, shield: connection.Shield | None = None) -> None:
         """Serve every connection in a thread of its own."""
@@ -76,7 +86,7 @@ class Server:
                 link.close()
                 continue
             self.count(connected=1)
-            connection.spawn(self, link, shield)
+            connection.spawn(self, partial(connection.accepted, link, shield))
 
     def meet(
         self, job: str, token: str, mirror: str = "", replicated: Sequence[str] = ()
@@ -163,6 +173,11 @@ def open_doors(server: Server, options: argparse.Namespace) -> list[str]:
 
         context = tls.server_context(options.tls_cert, options.tls_key)
         shield = partial(tls.receive, context=context, timeout_s=connection.HANDSHAKE_S)
+    hosts = [urlsplit(uri).hostname or "" for uri in options.bind if uri.startswith("verbs:")]
+    if hosts:
+        from dlplatform.transports.verbs import box
+
+        server.pair = box.prepare(hosts)
     bound = [listen(uri) for uri in options.bind]
     if options.snapshot:
         from dlplatform.memorybox.lasting import Lasting

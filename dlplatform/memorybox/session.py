@@ -8,7 +8,6 @@ worker and epoch.
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections import Counter as Tally
 from contextlib import suppress
@@ -23,6 +22,7 @@ from kernels import cpu
 if TYPE_CHECKING:
     from dlplatform.memorybox.namespace import Namespace
     from dlplatform.memorybox.updates import Arrival
+    from dlplatform.transports.conduit import Conduit
 
 JOINED, FINISHED, LEFT, DIED = 1, 2, 3, 4
 COMPANY = "company"
@@ -44,7 +44,7 @@ class Session:
     """How often a connection began that stands for the worker."""
     leases: int = 0
     """Connections that stand for the worker: 1 while it is there, 0 while it is cut off."""
-    links: set[socket.socket] = field(default_factory=set)
+    links: set[Conduit] = field(default_factory=set)
 
     def check(self, entry: Entry) -> Entry:
         """Refuse another worker's region (P-PS 26, 86)."""
@@ -100,8 +100,7 @@ class Session:
                 cpu.counter_add(space.counter("departures"), 1)
                 cpu.counter_add(space.counter(COMPANY), 1)
         for link in list(self.links):
-            with suppress(OSError):
-                link.shutdown(socket.SHUT_RDWR)
+            link.hang_up()
 
 
 class Lane:
@@ -114,7 +113,7 @@ class Lane:
     def __init__(self, token: str, name: str) -> None:
         self.token, self.name = token, name
         self.busy = threading.Lock()
-        self.link: socket.socket | None = None
+        self.link: Conduit | None = None
         self.sequence = 0
         self.reply: Fields | None = {"ok": {}}
         self.made: Arrival | None = None
@@ -148,9 +147,8 @@ class Lane:
             self.answers = Memory(cpu.ring_floats())
         return self.answers.address
 
-    def connected(self, link: socket.socket) -> None:
+    def connected(self, link: Conduit) -> None:
         """Take over from an older connection of the same lane."""
-        with suppress(OSError):
-            if self.link is not None:
-                self.link.shutdown(socket.SHUT_RDWR)
+        if self.link is not None:
+            self.link.hang_up()
         self.link = link

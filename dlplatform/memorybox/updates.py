@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from dlplatform.memorybox.commands import check_states, counted, refuse_where_pl
 from dlplatform.memorybox.namespace import Entry, where
 from dlplatform.memorybox.oplog import Entry as Record
 from dlplatform.memorybox.session import Fields, Lane, Session
+from dlplatform.transports.conduit import Conduit
 from kernels import cpu
 
 ANSWERING = ("difference", "fetch", "delay", "adapt")
@@ -116,10 +116,10 @@ class Stream:
         box: keeps the tally.
         session: of the worker.
         lane: the row of its requests that this connection carries.
-        link: the socket.
+        link: the connection.
     """
 
-    def __init__(self, box: MemoryBox, session: Session, lane: Lane, link: socket.socket) -> None:
+    def __init__(self, box: MemoryBox, session: Session, lane: Lane, link: Conduit) -> None:
         self.box, self.session, self.lane, self.link = box, session, lane, link
 
     def push(self, frame: Fields) -> None:
@@ -175,8 +175,8 @@ class Stream:
         done = made.update.done if made else 0
         wire.send(self.link, {"done": done, "finished": self.lane.reply is not None})
         if made and made.answers and received < done:
-            fd = self.link.fileno()
-            cpu.check(cpu.answer_again(fd, ctypes.addressof(made.update), received))
+            at = ctypes.addressof(made.update)
+            cpu.check(cpu.answer_again(self.link.address, at, received))
 
     def _run(self, made: Arrival, again: bool) -> None:
         if made.answers and not again:
@@ -186,8 +186,8 @@ class Stream:
         self._log(made)
         try:
             with space.using(*made.entries):
-                fd = self.link.fileno()
-                cpu.check(cpu.receive_apply(fd, ctypes.addressof(update), where(made.entries)))
+                at, to = ctypes.addressof(update), where(made.entries)
+                cpu.check(cpu.receive_apply(self.link.address, at, to))
             lane.reply = {"ok": {}}
         except BoxError as error:  # deleted meanwhile
             self._failed(error)
@@ -213,7 +213,7 @@ class Stream:
         """Read the bytes of a refused update (of an answering one: those sent ahead)."""
         if "received" in frame:
             return  # nothing follows before the answer
-        cpu.check(cpu.discard(self.link.fileno(), payload_of(frame)))
+        cpu.check(cpu.discard(self.link.address, payload_of(frame)))
 
 
 def tag_of(frame: Fields) -> tuple[str, int, list[int]]:

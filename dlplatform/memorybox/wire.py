@@ -12,7 +12,7 @@ import secrets
 import socket
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import msgpack
@@ -24,10 +24,22 @@ VERSION = 2
 LONGEST, GREETING = 1 << 20, 512
 AHEAD, LOCAL_BUFFER = 1 << 16, 1 << 18
 SECRET = "DLP_SECRET"
+FAR = ("tcp", "tls", "verbs")
+"""Schemes of addresses with a host and a port."""
 Frame = dict[str, Any]
 
 
-def send(connection: socket.socket, frame: Frame, more: bool = False) -> None:
+class Wire(Protocol):
+    """What frames go over: a socket, or any conduit."""
+
+    def sendall(self, data: bytes, flags: int = 0, /) -> None:
+        """Send bytes."""
+
+    def recv(self, count: int, /) -> bytes:
+        """Receive some bytes, at most ``count``; none: the other side has hung up."""
+
+
+def send(connection: Wire, frame: Frame, more: bool = False) -> None:
     """Send one frame; with ``more``, keep it back for the bytes that follow at once."""
     body = msgpack.packb(frame, use_bin_type=True)
     if len(body) > LONGEST:
@@ -38,7 +50,7 @@ def send(connection: socket.socket, frame: Frame, more: bool = False) -> None:
     connection.sendall(struct.pack("<I", len(body)) + body, socket.MSG_MORE if more else 0)
 
 
-def receive(connection: socket.socket, longest: int = LONGEST) -> Frame:
+def receive(connection: Wire, longest: int = LONGEST) -> Frame:
     """Receive one frame; a closed connection is a ConnectionError, a bad frame too."""
     (length,) = struct.unpack("<I", _exactly(connection, 4))
     if length > longest:
@@ -52,7 +64,7 @@ def receive(connection: socket.socket, longest: int = LONGEST) -> Frame:
     return frame
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
+def _exactly(connection: Wire, count: int) -> bytes:
     parts, missing = [], count
     while missing:
         part = connection.recv(missing)
@@ -72,7 +84,7 @@ def _bytes(frame: Frame, name: str) -> bytes:
     return value if isinstance(value, bytes) else b""
 
 
-def welcome(connection: socket.socket, secret: bytes) -> bool:
+def welcome(connection: Wire, secret: bytes) -> bool:
     """Let a worker prove that it knows the secret, and prove the same (HMAC-SHA256)."""
     ours = secrets.token_bytes(32)
     send(connection, {"box": VERSION, "nonce": ours})
@@ -85,7 +97,7 @@ def welcome(connection: socket.socket, secret: bytes) -> bool:
     return True
 
 
-def introduce(connection: socket.socket, secret: bytes, uri: str) -> None:
+def introduce(connection: Wire, secret: bytes, uri: str) -> None:
     """Prove to a box that this worker knows the secret, and check the box's proof."""
     offer = receive(connection, GREETING)
     theirs = _bytes(offer, "nonce")

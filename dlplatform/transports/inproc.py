@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from dlplatform.memorybox.box import Limits, MemoryBox
+from dlplatform.memorybox.memory import File, Ground
 from dlplatform.transports.mapped import MappedTransport
 from dlplatform.transports.transport import Entrance
 
@@ -31,10 +32,11 @@ class InprocTransport(MappedTransport):
         """Have the box obey a command: this process is the only worker."""
         return self.call(command, **fields)
 
-    def file(self, key: str) -> int:
-        """Return a new descriptor of a segment's file, or of the counters' for no key."""
+    def ground(self, key: str) -> Ground:
+        """Return what a segment lies in, or the counters for no key; the caller closes it."""
         session = self._session
-        return os.dup(session.entry(key).descriptor if key else session.space.counters_file)
+        ground = session.entry(key).ground if key else session.space.ground
+        return File(os.dup(ground.descriptor if ground is not None else -1))
 
     def close(self) -> None:
         """Unmap everything and leave."""

@@ -1,6 +1,6 @@
-"""Link: numbered requests to one box over authenticated sockets that may break and come back.
+"""Link: numbered requests to one box over authenticated conduits that may break and come back.
 
-A lane is a row of requests, one after the other, over one socket at a time. When the socket
+A lane is a row of requests, one after the other, over one conduit at a time. When the conduit
 breaks, the lane connects again and sends its last request again; the box knows the number and
 does not do it twice.
 """
@@ -8,8 +8,6 @@ does not do it twice.
 from __future__ import annotations
 
 import ctypes
-import select
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,15 +17,15 @@ from typing import Any
 from dlplatform.errors import BoxError, PeerLost, PlatformError
 from dlplatform.memorybox import wire
 from dlplatform.memorybox.box import COMMANDS
+from dlplatform.transports.conduit import SLICE_MS, Conduit, Dial, dial_socket
 from dlplatform.transports.transport import Entrance
 from kernels import cpu
 
-SLICE_MS = 200
 ATTEMPT_S, PAUSE_S = 5.0, 0.05
 CHUNK_BYTES = 4 * cpu.CHUNK
 Frame = dict[str, Any]
-Work = Callable[[socket.socket, bool], Frame]
-NumberedWork = Callable[[socket.socket, Frame, bool], Frame]
+Work = Callable[[Conduit, bool], Frame]
+NumberedWork = Callable[[Conduit, Frame, bool], Frame]
 
 
 class _Progress(ctypes.Array[ctypes.c_size_t]):
@@ -42,14 +40,14 @@ class Lane:
     def __init__(self, number: int) -> None:
         self.number = number
         self.sequence = self.acknowledged = 0
-        self.socket: socket.socket | None = None
+        self.conduit: Conduit | None = None
         self.holds_locks = False
 
     def drop(self) -> None:
         """Close what is broken."""
-        if self.socket is not None:
-            self.socket.close()
-            self.socket = None
+        if self.conduit is not None:
+            self.conduit.close()
+            self.conduit = None
 
 
 class Link:
@@ -58,10 +56,12 @@ class Link:
     Args:
         uri: the box.
         entrance: job, secret, token, patience; and perhaps where the box is mirrored.
+        dial: makes a new connection to the box.
     """
 
-    def __init__(self, uri: str, entrance: Entrance) -> None:
+    def __init__(self, uri: str, entrance: Entrance, dial: Dial = dial_socket) -> None:
         self.uri, self.entrance, self.timeout_s = uri, entrance, entrance.timeout_s
+        self.dial = dial
         self.home, self.mirror = uri, entrance.mirrors.get(uri, "")
         self.lost = ""
         self.can: frozenset[str] = frozenset()
@@ -83,9 +83,9 @@ class Link:
             self._lanes.append(Lane(len(self._lanes)))
             return self._lanes[-1]
 
-    def _open(self, lane: Lane) -> socket.socket:
+    def _open(self, lane: Lane) -> Conduit:
         patience = min(ATTEMPT_S, self.timeout_s) if self._instance else self.timeout_s
-        link = wire.connect(self.home, 1.0 if self.mirror else patience, self.entrance.ca)
+        link = self.dial(self.home, 1.0 if self.mirror else patience, self.entrance.ca)
         try:
             wire.introduce(link, self.entrance.secret, self.home)
             asked = self.entrance.opening(lane.number, lane is self._lease_or(lane))
@@ -98,7 +98,7 @@ class Link:
             if answer.get("moved"):
                 self.home = self.mirror
                 raise ConnectionAbortedError("the workers have gone over to the mirror")
-            self._recognise(answer, lane)
+            self._recognise(answer, lane, link.near)
             link.settimeout(self.timeout_s)
         except BaseException:
             link.close()
@@ -108,10 +108,10 @@ class Link:
     def _lease_or(self, lane: Lane) -> Lane:
         return getattr(self, "_lease", lane)
 
-    def _recognise(self, answer: Frame, lane: Lane) -> None:
+    def _recognise(self, answer: Frame, lane: Lane, near: bool) -> None:
         """Make sure that the box still knows what it has acknowledged."""
         again = self._instance and self.home == self.uri and answer["instance"] != self._instance
-        mapped = self.uri.startswith("shm:") and "map" in self.can  # memory of the one before
+        mapped = near and "map" in self.can  # memory of the one before
         forgotten = mapped or not answer["lasting"]
         if (again and forgotten) or answer["taken"] < lane.acknowledged:
             self.lose("it was started again and has forgotten what it acknowledged")
@@ -119,20 +119,20 @@ class Link:
         self._instance, self._lasting = answer["instance"], bool(answer["lasting"])
         self.can = frozenset(answer["can"])
 
-    def reach(self, lane: Lane) -> socket.socket:
-        """Return the socket of a lane; connect again, patiently, if it broke."""
+    def reach(self, lane: Lane) -> Conduit:
+        """Return the conduit of a lane; connect again, patiently, if it broke."""
         end = time.monotonic() + self.timeout_s
-        while lane.socket is None:
+        while lane.conduit is None:
             if self.lost or self._closed:
                 raise PeerLost(self.lost or f"memory box {self.uri}: closed here")
             home = self.home
             try:
-                lane.socket = self._open(lane)
+                lane.conduit = self._open(lane)
             except PlatformError:
                 raise
             except (OSError, ValueError) as error:
                 self._unreachable(error, end, home)
-        return lane.socket
+        return lane.conduit
 
     def _unreachable(self, error: Exception, end: float, home: str) -> None:
         if not self._instance:
@@ -180,13 +180,11 @@ class Link:
     def _watch(self) -> None:
         """Notice the end of the lease at once, and connect again."""
         while not self._closed and not self.lost:
-            link = self._lease.socket
+            link = self._lease.conduit
             if link is not None:
-                poll = select.poll()
-                poll.register(link, select.POLLRDHUP)
-                poll.poll()
+                link.ended()
             with self._lease_lock, suppress(PlatformError, OSError, ValueError):
-                if self._lease.socket is link:
+                if self._lease.conduit is link:
                     self._lease.drop()
                 self.reach(self._lease)
 
@@ -199,11 +197,11 @@ class Link:
 
     # -- requests ------------------------------------------------------------------------
 
-    def request(self, link: socket.socket, command: str, fields: Frame) -> Frame:
+    def request(self, link: Conduit, command: str, fields: Frame) -> Frame:
         """Send a frame and wait for its reply."""
         return self._ask(link, {**fields, "do": command})
 
-    def reply(self, link: socket.socket) -> Frame:
+    def reply(self, link: Conduit) -> Frame:
         """Wait for a reply; raise the error of a refusal."""
         frame = wire.receive(link)
         if "ok" not in frame:
@@ -258,7 +256,7 @@ class Link:
         lane.acknowledged = lane.sequence
         return answer
 
-    def _ask(self, link: socket.socket, frame: Frame) -> Frame:
+    def _ask(self, link: Conduit, frame: Frame) -> Frame:
         wire.send(link, frame)
         return self.reply(link)
 
@@ -279,7 +277,7 @@ class Link:
     def pull(self, frame: Frame, into: int) -> None:
         """Send a frame and receive the bytes of its elements."""
 
-        def work(link: socket.socket, _: bool) -> Frame:
+        def work(link: Conduit, _: bool) -> Frame:
             wire.send(link, frame)
             reply = self.reply(link)
             self._move(link, (0, 0, into, 4 * frame["count"]), _Progress())
@@ -294,7 +292,7 @@ class Link:
         ``parts`` are (address, bytes). With unit 0 (sparse) a repeated update is sent whole.
         """
 
-        def work(link: socket.socket, numbered: Frame, again: bool) -> Frame:
+        def work(link: Conduit, numbered: Frame, again: bool) -> Frame:
             done = 0
             if again:
                 wire.send(link, {**numbered, "received": 0})
@@ -321,7 +319,7 @@ class Link:
         """
         size, progress = 4 * frame["count"], _Progress()
 
-        def work(link: socket.socket, numbered: Frame, again: bool) -> Frame:
+        def work(link: Conduit, numbered: Frame, again: bool) -> Frame:
             if not again:
                 wire.send(link, numbered, more=size > 0)
                 self._move(link, (out, min(size, wire.AHEAD), into, 0), progress, kind)
@@ -340,13 +338,13 @@ class Link:
             self._once(lane, {**frame, "do": "push"}, work)
 
     def _move(
-        self, link: socket.socket, what: tuple[int, int, int, int], done: _Progress,
+        self, link: Conduit, what: tuple[int, int, int, int], done: _Progress,
         kind: int = cpu.NONE,
     ) -> None:  # fmt: skip
         """Move (out, bytes, in, bytes); TimeoutError after timeout_s without progress."""
         last, end = (-1, -1), 0.0
-        at, fd = ctypes.addressof(done), link.fileno()
-        while not cpu.check(cpu.exchange(fd, kind, *what, SLICE_MS, at)):
+        at = ctypes.addressof(done)
+        while not cpu.check(cpu.exchange(link.address, kind, *what, SLICE_MS, at)):
             if (now := (done[0], done[1])) != last:
                 last, end = now, time.monotonic() + self.timeout_s
             elif time.monotonic() > end:
@@ -358,9 +356,8 @@ class Link:
         with self._lock:
             lanes = list(self._lanes)
         for lane in lanes:
-            with suppress(OSError):
-                if lane.socket is not None:
-                    lane.socket.shutdown(socket.SHUT_RDWR)
+            if (conduit := lane.conduit) is not None:
+                conduit.hang_up()
         self._watcher.join(1.0)
         for lane in lanes:
             lane.drop()

@@ -13,7 +13,7 @@ from typing import Any
 from dlplatform.errors import BoxError, PeerLost
 from dlplatform.memorybox.commands import changed_stripes
 from dlplatform.memorybox.counter import Counter, MappedCounter
-from dlplatform.memorybox.memory import Mapping
+from dlplatform.memorybox.memory import Ground, Mapping
 from dlplatform.memorybox.namespace import COUNTERS, EPOCH, GATE, LINE
 from dlplatform.transports.transport import ACCUMULATE, MAPPED, Entrance, Span
 from kernels import cpu
@@ -44,8 +44,8 @@ class MappedTransport:
         """Call on the connection that stands for this worker."""
         raise NotImplementedError
 
-    def file(self, key: str) -> int:
-        """Return a new descriptor of a segment's file, or of the counters' for no key."""
+    def ground(self, key: str) -> Ground:
+        """Return what a segment lies in, or the counters for no key; the caller closes it."""
         raise NotImplementedError
 
     def attach(self, key: str, floats: int, at: int = 0, share: bool = True) -> int:
@@ -53,11 +53,11 @@ class MappedTransport:
         if share:
             self.lease("attach", key=key, floats=floats)
         try:
-            descriptor = self.file(key)
+            ground = self.ground(key)
             try:
-                mapping = Mapping(descriptor, floats, at)
+                mapping = Mapping(ground, floats, at)
             finally:
-                os.close(descriptor)
+                ground.close()
             if not cpu.header_check(mapping.header, floats):
                 mapping.unmap()
                 raise PeerLost(
@@ -187,10 +187,9 @@ class MappedTransport:
     def _address(self, name: str) -> int:
         with self._lock:
             if not self._counters:
-                descriptor = self.file("")
-                size = COUNTERS * LINE
-                self._counters = cpu.check(cpu.map_file(0, size, descriptor, 0, True))
-                os.close(descriptor)
+                ground = self.ground("")
+                self._counters = ground.map(0, COUNTERS * LINE)
+                ground.close()
         return self._counters + LINE * int(self.call("slot", name=name)["slot"])
 
     @contextmanager

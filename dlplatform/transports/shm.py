@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+from dlplatform.memorybox.memory import File, Ground
+from dlplatform.transports.conduit import Conduit, SocketConduit
 from dlplatform.transports.link import Frame, Link, Linked
 from dlplatform.transports.mapped import MappedTransport
 from dlplatform.transports.stream import StreamTransport
@@ -17,18 +19,19 @@ class ShmTransport(Linked, MappedTransport):  # type: ignore[override]
         Linked.__init__(self, link)
         MappedTransport.__init__(self, uri, entrance)
 
-    def file(self, key: str) -> int:
-        """Receive a descriptor of a segment's file, or of the counters' for no key."""
+    def ground(self, key: str) -> Ground:
+        """Receive what a segment lies in, or the counters for no key; the caller closes it."""
         found: list[int] = []
 
-        def work(link: socket.socket, _: bool) -> Frame:
+        def work(link: Conduit, _: bool) -> Frame:
+            assert isinstance(link, SocketConduit)
             reply = self.link.request(link, "map", {"key": key})
-            found.extend(socket.recv_fds(link, 1, 1)[1])
+            found.extend(socket.recv_fds(link.socket, 1, 1)[1])
             return reply
 
         with self.link.borrowed() as lane:
             self.link.perform(lane, work)
-        return found[0]
+        return File(found[0])
 
     def close(self) -> None:
         """Unmap everything and hang up."""

@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dlplatform.errors import UsageError, closest
@@ -19,7 +18,7 @@ from kernels import cpu
 if TYPE_CHECKING:
     from dlplatform.memorybox.counter import Counter
 
-MAPPED, ACCUMULATE = "mapped", "accumulate"
+MAPPED, ACCUMULATE, ONE_SIDED = "mapped", "accumulate", "one_sided"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ class Transport(Protocol):
 
     uri: str
     can: frozenset[str]
-    """Capabilities are data; ``mapped``: segments are in this process's address space."""
+    """Capabilities are data. ``mapped``: segments are in this process's address space;
+    ``accumulate``: the box computes; ``one_sided``: reads and counters do not ask the box."""
 
     @property
     def lost(self) -> str:
@@ -117,22 +117,30 @@ def open_transport(uri: str, entrance: Entrance) -> Transport:
         PeerLost: when nobody answers there.
     """
     from dlplatform.transports.inproc import InprocTransport
+    from dlplatform.transports.mpi.transport import open_mpi
     from dlplatform.transports.shm import open_shm
     from dlplatform.transports.simulated import SimulatedTransport
     from dlplatform.transports.stream import open_tcp
+    from dlplatform.transports.verbs.transport import open_verbs
 
     known: dict[str, Opener] = {
         "inproc": InprocTransport,
+        "mpi": open_mpi,
         "shm": open_shm,
         "sim": SimulatedTransport,
         "tcp": open_tcp,
         "tls": open_tcp,
+        "verbs": open_verbs,
     }
-    scheme = uri.partition("://")[0]
-    for entry in entry_points(group="dlplatform.transports", name=scheme):
-        known[scheme] = entry.load()
-    if scheme not in known or "://" not in uri:
+    scheme, given, _ = uri.partition("://")
+    others: set[str] = set()
+    if scheme not in known:
+        from importlib.metadata import entry_points  # not loaded for nothing: a box starts fast
+
         others = entry_points(group="dlplatform.transports").names
+        for entry in entry_points(group="dlplatform.transports", name=scheme):
+            known[scheme] = entry.load()
+    if scheme not in known or not given:
         allowed = ", ".join(f"{name}://" for name in sorted({*known, *others}))
         raise UsageError(
             f"box address {uri!r} has no known transport{closest(scheme, known)} - allowed: "

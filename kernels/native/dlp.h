@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /* One build serves old and new processors; the loader picks the widest version. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(DLP_PLAIN)
@@ -115,9 +116,49 @@ int dlp_locked(const operation *o, const segment *const *where, size_t start, si
                float *z, size_t at, size_t turn, uint32_t epoch);
 int dlp_lock(segment_header *h, size_t stripe);
 void dlp_unpack(int format, const void *payload, float *out, size_t at, size_t n, size_t entries);
+int dlp_try_lock(segment_header *h, size_t stripe);
 void dlp_unlock(segment_header *h, size_t stripe);
 int64_t dlp_enter(const gate *g);
 void dlp_leave(counter *slot);
+
+void dlp_counter_wake(counter *c);
+int dlp_bell_wait(counter *c, uint32_t turn, int64_t us);
+
+/* ---- what carries bytes between a worker and a box (conduit.c) ---- */
+
+enum { CLOSED = -1000000 /* end of stream, apart from every errno */, MOST_SLOTS = 64 };
+
+/* A row of slots in memory: PAGE bytes of this, then `count` slots of `size` bytes. */
+typedef struct {
+    uint32_t count;
+    uint32_t left; /* whoever fills it has ended, and touches the memory no more */
+    uint64_t size;
+    char line0[48];
+    uint32_t filled; /* slots ever filled; the filler's line */
+    char line1[60];
+    uint32_t emptied; /* slots ever emptied; the emptier's line */
+    char line2[60];
+    uint32_t closed; /* by either side */
+    char line3[60];
+    counter bell; /* of the emptier: rung when a slot was filled here, or emptied in its other row */
+    uint32_t bytes[MOST_SLOTS];
+} slots;
+
+/* One side of a lane: a socket, or rows of slots in and out. */
+typedef struct {
+    int32_t fd; /* the socket; with slots: an eventfd to write to instead of ringing, or -1 */
+    int32_t ms; /* with slots: patience of dlp_receive and dlp_send, -1 for ever */
+    slots *in, *out;
+    counter *other;       /* rung for the other side */
+    segment_header *life; /* lock 0 is held while the other side's process lives; or NULL */
+    uint64_t taken, begun; /* bytes read of the first slot in, written of the next slot out */
+} conduit;
+
+ssize_t dlp_take(conduit *c, char *to, size_t n);
+ssize_t dlp_put(conduit *c, const char *from, size_t n);
+int dlp_ready(conduit *c, int out, int in, int ms);
+int dlp_receive(conduit *c, char *at, size_t n);
+int dlp_send(conduit *c, const char *at, size_t n, int more);
 
 /* ---- the log of what a box has done (log.c) ---- */
 
@@ -138,7 +179,5 @@ typedef struct {
 int dlp_append(oplog *l, record *r, const void *head, const void *body);
 void dlp_log_share(oplog *l);
 void dlp_log_free(oplog *l);
-int dlp_receive(int fd, char *at, size_t n);
-int dlp_transmit(int fd, const char *at, size_t n);
 
 #endif

@@ -91,8 +91,9 @@ static void parts_of(struct iovec *v, record *r, const void *head, const void *b
 static int to_mirror(oplog *l, record *r, const void *head, const void *body) {
     struct iovec v[3];
     char answer;
+    conduit link = {.fd = l->mirror};
     parts_of(v, r, head, body);
-    if (!write_all(l->mirror, v, 3) && !dlp_receive(l->mirror, &answer, 1)) {
+    if (!write_all(l->mirror, v, 3) && !dlp_receive(&link, &answer, 1)) {
         if (answer == 'k') return 0;
         if (answer == 'm') l->degraded = MOVED;
     }

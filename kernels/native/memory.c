@@ -24,6 +24,23 @@ intptr_t dlp_map(intptr_t at, size_t bytes, int fd, size_t offset, int populate)
     return p == MAP_FAILED ? -errno : (intptr_t)p;
 }
 
+/* Map again, elsewhere, what is mapped and shared at `from`, without its file. */
+intptr_t dlp_map_again(intptr_t at, size_t bytes, intptr_t from) {
+    long flags = MREMAP_MAYMOVE | (at ? MREMAP_FIXED : 0);
+    long p = syscall(SYS_mremap, from, 0L, bytes, flags, at); /* UCX replaces mremap by a lesser one */
+    return p == -1 ? -errno : p;
+}
+
+/* Give shared pages their memory; an error where there is none left, or no way to ask (EINVAL). */
+int dlp_populate(intptr_t at, size_t bytes) {
+    return madvise((void *)at, bytes, 23 /* MADV_POPULATE_WRITE, Linux 5.14 */) ? -errno : 0;
+}
+
+/* Take the memory of shared pages back; their addresses stay, and read as zeros. */
+int dlp_punch(intptr_t at, size_t bytes) {
+    return madvise((void *)at, bytes, MADV_REMOVE) ? -errno : 0;
+}
+
 intptr_t dlp_allocate(size_t bytes) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS;
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
@@ -68,9 +85,24 @@ int64_t dlp_counter_swap(counter *c, int64_t expected, int64_t desired) {
     return seen;
 }
 
+/* Sleep until the counter's turn is another one, or for so long; -EINTR when a signal came. */
+int dlp_bell_wait(counter *c, uint32_t turn, int64_t us) {
+    struct timespec left = {us / 1000000, us % 1000000 * 1000};
+    __atomic_fetch_add(&c->waiters, 1, __ATOMIC_SEQ_CST);
+    long result = futex(&c->turn, FUTEX_WAIT, turn, &left);
+    int interrupted = result == -1 && errno == EINTR;
+    __atomic_fetch_sub(&c->waiters, 1, __ATOMIC_SEQ_CST);
+    return interrupted ? -EINTR : 0;
+}
+
+static int64_t longest_us = INT64_MAX;
+
+/* Look at counters at least so often: MPI changes them without a wake-up. */
+void dlp_counter_slice(int64_t us) { longest_us = us; }
+
 /* Wait at most ms for the value to reach at_least; 1 when it has, 0 when not yet. */
 int dlp_counter_wait(counter *c, int64_t at_least, int ms) {
-    struct timespec now, end, left;
+    struct timespec now, end;
     clock_gettime(CLOCK_MONOTONIC, &end);
     end.tv_sec += ms / 1000;
     end.tv_nsec += (long)(ms % 1000) * 1000000;
@@ -78,15 +110,11 @@ int dlp_counter_wait(counter *c, int64_t at_least, int ms) {
         uint32_t turn = __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST);
         if (dlp_counter_get(c) >= at_least) return 1;
         clock_gettime(CLOCK_MONOTONIC, &now);
-        int64_t ns = (end.tv_sec - now.tv_sec) * 1000000000LL + end.tv_nsec - now.tv_nsec;
-        if (ns <= 0) return 0;
-        left.tv_sec = ns / 1000000000;
-        left.tv_nsec = ns % 1000000000;
-        __atomic_fetch_add(&c->waiters, 1, __ATOMIC_SEQ_CST);
-        long result = futex(&c->turn, FUTEX_WAIT, turn, &left);
-        int interrupted = result == -1 && errno == EINTR;
-        __atomic_fetch_sub(&c->waiters, 1, __ATOMIC_SEQ_CST);
-        if (interrupted) return dlp_counter_get(c) >= at_least; /* let Python see its signal */
+        int64_t us = (end.tv_sec - now.tv_sec) * 1000000LL + (end.tv_nsec - now.tv_nsec + 999) / 1000;
+        if (us <= 0) return 0;
+        if (us > longest_us) us = longest_us;
+        if (dlp_bell_wait(c, turn, us) == -EINTR)
+            return dlp_counter_get(c) >= at_least; /* let Python see its signal */
     }
 }
 

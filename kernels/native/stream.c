@@ -1,20 +1,8 @@
-/* Bytes between sockets and box memory; the box applies operations while they arrive. */
+/* Bytes between a conduit and memory; the box applies operations while they arrive. */
 #define _GNU_SOURCE
 #include "dlp.h"
 #include <errno.h>
-#include <poll.h>
 #include <string.h>
-#include <sys/socket.h>
-
-enum { CLOSED = -1000000 /* end of stream, apart from every errno */ };
-
-static int again(int error) { return error == EAGAIN || error == EWOULDBLOCK || error == EINTR; }
-
-static ssize_t some(ssize_t n, int reading) {
-    if (n > 0) return n;
-    if (n == 0) return reading ? CLOSED : 0;
-    return again(errno) ? 0 : -errno;
-}
 
 /* ---- the worker's side: both ways at once, never blocked for longer than asked ---- */
 
@@ -48,22 +36,22 @@ static void complete(int kind, char *out, char *in, size_t in_n, size_t at, size
         dlp_apply(&take, (float *)(out + start), NULL, NULL, in, NULL, 0, bytes / sizeof(float));
 }
 
-static ssize_t pull(int fd, int kind, char *out, char *in, size_t in_n, size_t *done) {
+static ssize_t pull(conduit *c, int kind, char *out, char *in, size_t in_n, size_t *done) {
     size_t at = done[1], left = kind == OP_NONE ? in_n - at : to_border(at, in_n);
     if (!left) return 0;
     char *to = in + (kind == OP_ELASTIC ? at % CHUNK_BYTES : at);
-    ssize_t n = some(recv(fd, to, left, MSG_DONTWAIT), 1);
+    ssize_t n = dlp_take(c, to, left);
     if (n <= 0) return n;
     done[1] += (size_t)n;
     complete(kind, out, in, in_n, at, done);
     return n;
 }
 
-static ssize_t push(int fd, int kind, char *out, const char *in, size_t out_n, size_t *done) {
+static ssize_t push(conduit *c, int kind, char *out, const char *in, size_t out_n, size_t *done) {
     if (done[0] >= out_n) return 0;
     prepare(kind, out, in, out_n, done);
     size_t end = kind == OP_MERGE ? done[2] : out_n;
-    ssize_t n = some(send(fd, out + done[0], end - done[0], MSG_DONTWAIT | MSG_NOSIGNAL), 0);
+    ssize_t n = dlp_put(c, out + done[0], end - done[0]);
     if (n > 0) done[0] += (size_t)n;
     return n;
 }
@@ -72,65 +60,25 @@ static ssize_t push(int fd, int kind, char *out, const char *in, size_t out_n, s
    prepared. NONE: just so. ELASTIC: x goes out, differences come into a chunk of scratch.
    MERGE: z goes out as the gain of x, new values come into x and z.
    Returns 1 when all moved, 0 after ms without progress or a burst (call again), or an error. */
-int dlp_exchange(int fd, int kind, char *out, size_t out_n, char *in, size_t in_n, int ms,
+int dlp_exchange(conduit *c, int kind, char *out, size_t out_n, char *in, size_t in_n, int ms,
                  size_t *done) {
     size_t limit = done[0] + done[1] + BURST;
     while (done[0] < out_n || done[1] < in_n) {
-        ssize_t got = pull(fd, kind, out, in, in_n, done);
+        ssize_t got = pull(c, kind, out, in, in_n, done);
         if (got < 0) return (int)got;
         size_t ahead = (done[1] + WINDOW) / sizeof(float) * sizeof(float);
         size_t allowed = in_n && ahead < out_n ? ahead : out_n;
-        ssize_t put = push(fd, kind, out, in, allowed, done);
+        ssize_t put = push(c, kind, out, in, allowed, done);
         if (put < 0) return (int)put;
         if (done[0] + done[1] > limit) return 0;
         if (got || put) continue;
-        struct pollfd p = {fd, (short)((done[0] < allowed ? POLLOUT : 0) |
-                                       (done[1] < in_n ? POLLIN : 0)), 0};
-        int ready = poll(&p, 1, ms);
-        if (ready <= 0) return ready < 0 && errno != EINTR ? -errno : 0;
+        int ready = dlp_ready(c, done[0] < allowed, done[1] < in_n, ms);
+        if (ready <= 0) return ready == -EINTR ? 0 : ready;
     }
     return 1;
 }
 
 /* ---- the box's side: a thread of its own per connection may block ---- */
-
-static int receive(int fd, char *at, size_t n) {
-    while (n) {
-        ssize_t m = recv(fd, at, n, MSG_WAITALL);
-        if (m < 0 && errno == EINTR) continue;
-        if (m <= 0) return m ? -errno : CLOSED;
-        at += m;
-        n -= (size_t)m;
-    }
-    return 0;
-}
-
-static int transmit(int fd, const char *at, size_t n) {
-    while (n) {
-        ssize_t m = send(fd, at, n, MSG_NOSIGNAL);
-        if (m < 0 && errno == EINTR) continue;
-        if (m < 0) return -errno;
-        at += m;
-        n -= (size_t)m;
-    }
-    return 0;
-}
-
-int dlp_receive(int fd, char *at, size_t n) { return receive(fd, at, n); }
-int dlp_transmit(int fd, const char *at, size_t n) { return transmit(fd, at, n); }
-
-/* Read and throw away the bytes of a refused request. */
-int dlp_discard(int fd, size_t n) {
-    char sink[PAGE];
-    for (size_t m; n; n -= m) {
-        m = n < sizeof sink ? n : sizeof sink;
-        int error = receive(fd, sink, m);
-        if (error) return error;
-    }
-    return 0;
-}
-
-/* ---- updates that arrive as a stream ---- */
 
 enum { RING = 8 /* chunks of answers kept: more than a worker can be behind (WINDOW) */ };
 
@@ -186,9 +134,9 @@ static int apply_chunk(update *u, const segment *const *where, size_t m, char *x
 }
 
 /* A sparse payload is received whole and checked before it may touch anything. */
-static int receive_sparse(int fd, update *u, const segment *const *where) {
+static int receive_sparse(conduit *c, update *u, const segment *const *where) {
     size_t bytes = dlp_payload_bytes(u->o.format, u->n, u->o.entries);
-    int error = dlp_receive(fd, u->payload, bytes);
+    int error = dlp_receive(c, u->payload, bytes);
     if (!error) error = dlp_check_payload(u->o.format, u->payload, u->at + u->n, u->o.entries);
     return error ? error : apply_chunk(u, where, u->n - u->done, u->payload, NULL);
 }
@@ -199,28 +147,28 @@ static int takes_x(int code) {
 
 /* Receive x from element `done` on, in chunks that stay in the cache, and apply each at once.
    DIFFERENCE answers with the differences; FETCH, DELAY with the new values. */
-int dlp_receive_apply(int fd, update *u, const segment *const *where) {
-    if (u->o.format == FORMAT_TOPK) return u->done < u->n ? receive_sparse(fd, u, where) : 0;
+int dlp_receive_apply(conduit *c, update *u, const segment *const *where) {
+    if (u->o.format == FORMAT_TOPK) return u->done < u->n ? receive_sparse(c, u, where) : 0;
     int keeps_z = u->o.code == OP_DIFFERENCE, error = 0;
     while (u->done < u->n && !error) {
         size_t m = CHUNK - u->done % CHUNK;
         if (m > u->n - u->done) m = u->n - u->done;
         float *answer = u->answers ? answer_at(u, u->done) : NULL;
         char *x = takes_x(u->o.code) ? (char *)answer : u->payload;
-        error = dlp_receive(fd, x, dlp_payload_bytes(u->o.format, m, 0));
+        error = dlp_receive(c, x, dlp_payload_bytes(u->o.format, m, 0));
         if (!error) error = apply_chunk(u, where, m, x, keeps_z ? answer : NULL);
-        if (!error && answer) error = dlp_transmit(fd, (char *)answer, m * sizeof *answer);
+        if (!error && answer) error = dlp_send(c, (char *)answer, m * sizeof *answer, 0);
     }
     return error;
 }
 
 /* Send again the answers of elements [from, done), which the worker has not received. */
-int dlp_answer_again(int fd, const update *u, uint64_t from) {
+int dlp_answer_again(conduit *c, const update *u, uint64_t from) {
     if (from % CHUNK || u->done > from + (uint64_t)RING * CHUNK) return -EINVAL;
     int error = 0;
     for (uint64_t i = from, m; i < u->done && !error; i += m) {
         m = u->done - i < CHUNK ? u->done - i : CHUNK;
-        error = dlp_transmit(fd, (char *)answer_at(u, i), m * sizeof(float));
+        error = dlp_send(c, (char *)answer_at(u, i), m * sizeof(float), 0);
     }
     return error;
 }

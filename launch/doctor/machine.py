@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import re
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from dlplatform.errors import PlatformError
 from dlplatform.memorybox import numa
 from launch.doctor.finding import Finding
 
@@ -116,16 +116,29 @@ def devices() -> Iterator[Finding]:
     yield Finding("Slurm", *_found(("sbatch",)), False, "only needed on a Slurm cluster")
     gpu = [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
     yield Finding("GPU", ", ".join(sorted(gpu)) or "none", bool(gpu), False, "runs on the CPU")
-    rdma = Path("/sys/class/infiniband")
-    names = sorted(path.name for path in rdma.iterdir()) if rdma.is_dir() else []
-    verbs = "" if importlib.util.find_spec("pyverbs") else ", no pyverbs"
-    yield Finding(
-        "RDMA",
-        (", ".join(names) or "no device") + verbs,
-        bool(names) and not verbs,
-        False,
-        "shm and tcp work without; apt-get install -y rdma-core python3-pyverbs",
-    )
+
+
+def rdma() -> Iterator[Finding]:
+    """Report RDMA ports with their GIDs, and which of them would be taken."""
+    from dlplatform.transports.verbs.fabric import choose, devices, outlets
+
+    try:
+        if not devices():
+            yield Finding("RDMA", "no device", False, False, "shm and tcp work without")
+            return
+        found = list(outlets())
+        for name in sorted({one.name for one in found}):
+            gids = [one for one in found if one.name == name]
+            text = ", ".join(f"{one.index} {one.gid}" for one in gids)
+            state = "active" if gids[0].active else "not active"
+            remedy = "plug it in, or ip link set its network device up"
+            yield Finding(f"RDMA {name}", f"{state}; GIDs {text}", gids[0].active, False, remedy)
+        best = choose()
+        text = f"{best.name}, GID {best.index}; a box at the address of another port takes that one"
+        yield Finding("RDMA choice", text)
+    except PlatformError as error:
+        what, _, remedy = str(error).partition(" - ")
+        yield Finding("RDMA", what, False, False, remedy.rpartition("do: ")[2])
 
 
 def network() -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from places import Vector, at, content, made, random, wait_for
 
 from dlplatform.errors import BoxError, EnvironmentMissing
 from dlplatform.memorybox import wire
+from dlplatform.transports.conduit import SocketConduit
 from kernels import cpu
 
 pytestmark = pytest.mark.slow
@@ -230,7 +231,8 @@ def held(box: Any, job: str, mirror: str, key: str, length: int) -> tuple[Vector
             answer = wire.receive(link)
             assert "ok" in answer, answer
             answers.append(answer["ok"])
-        cpu.check(cpu.receive(link.fileno(), at(out), 4 * length))
+        conduit = SocketConduit(link)
+        cpu.check(cpu.receive(conduit.address, at(out), 4 * length))
     return out, answers[1]["value"]
 
 

@@ -12,18 +12,26 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from places import APART, BOXES, TRANSPORTS, Open, Place, connect
+import hands
+from places import APART, BOXES, TESTED, TRANSPORTS, Open, Place, connect, each
 
 from dlplatform.memorybox.cluster import Cluster
 
 
-@pytest.fixture(scope="module", params=list(TRANSPORTS))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Inside an MPI job keep to what runs over it."""
+    if hands.crew is not None:
+        calls = ((item, getattr(item, "callspec", None)) for item in list(items))
+        items[:] = [item for item, call in calls if call and "mpi" in call.params.values()]
+
+
+@pytest.fixture(scope="session", params=each(TESTED))
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     with TRANSPORTS[request.param](BOXES) as started:
         yield started
 
 
-@pytest.fixture(scope="module", params=APART)
+@pytest.fixture(scope="session", params=each(APART))
 def apart(request: pytest.FixtureRequest) -> Iterator[Place]:
     with TRANSPORTS[request.param](2) as started:
         yield started

@@ -156,17 +156,17 @@ def test_quorum_merges_two_of_three_and_loses_nothing_of_the_late_one(join: Open
 
 
 def test_quorum_waits_a_moment_for_more_than_it_needs(join: Open) -> None:
-    one, two, three = quorums([join() for _ in range(3)], needed=1, grace_s=0.3)
+    one, two, three = quorums([join() for _ in range(3)], needed=1, grace_s=1.5)
     x = random(34)
     begin = time.monotonic()
     assert [q.contribute(at(x)) for q in (one, two)] == [0, 0]
     one.wait(0)
-    assert time.monotonic() - begin >= 0.3
+    assert time.monotonic() - begin >= 1.5
     close(content(three.target), x)
     begin = time.monotonic()
     assert [q.contribute(at(x)) for q in (one, two, three)] == [1, 1, 1]
     three.wait(1)  # all are in: nobody is waited for
-    assert time.monotonic() - begin < 0.3
+    assert time.monotonic() - begin < 1.5
 
 
 def test_a_quorum_needs_ranks_and_sense(join: Open) -> None:

@@ -25,6 +25,7 @@ from places import (
     at,
     connect,
     content,
+    each,
     held,
     made,
     random,
@@ -268,7 +269,7 @@ def test_a_worker_killed_in_the_middle_of_an_update_leaves_whole_elements(
     assert found.min() >= 1
 
 
-@pytest.mark.parametrize("transport", APART)
+@pytest.mark.parametrize("transport", each(APART))
 def test_a_killed_box_is_seen_while_waiting_and_at_the_next_operation(
     transport: str, job: str, opened: ExitStack
 ) -> None:

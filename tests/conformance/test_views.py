@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -68,7 +69,10 @@ def check_views(cluster: Cluster, buffers: Sequence[SharedBuffer], count: int) -
 
 @pytest.mark.parametrize(
     ("transport", "boxes"),
-    [("inproc", 1), ("inproc", 3), ("shm", 1), ("shm", 3), ("tcp", 1), ("tcp", 3)],
+    [
+        *itertools.product(("inproc", "shm", "tcp"), (1, 3)),
+        pytest.param("verbs", 3, marks=pytest.mark.rdma),
+    ],
 )
 def test_view_is_consistent(transport: str, boxes: int, job: str, opened: ExitStack) -> None:
     """G, D and C belong together: writers add 1 to G, then D, then C, again and again."""
@@ -81,10 +85,10 @@ def test_view_is_consistent(transport: str, boxes: int, job: str, opened: ExitSt
         buffer.write(at(zeros))
     writers = [Worker(where, job, WRITE, rank, boxes) for rank in range(WRITERS)]
     try:
-        cluster.counter("going").wait(WRITERS, 20)
+        cluster.counter("going").wait(WRITERS, 60)
         seen = check_views(cluster, buffers, VIEWS)
         before = cluster.counter("going").value
-        cluster.counter("going").wait(before + 1, 20)  # nobody was stopped by the views
+        cluster.counter("going").wait(before + 1, 60)  # nobody was stopped by the views
         seen += check_views(cluster, buffers, 1)
     finally:
         cluster.counter("stop").set(1)
@@ -97,7 +101,7 @@ def test_view_is_consistent(transport: str, boxes: int, job: str, opened: ExitSt
 
 def test_a_view_does_not_wait_for_boxes_that_an_operation_leaves_out(join: Open) -> None:
     """Operations on a span, or on a buffer in one box, concern some of the boxes only."""
-    writer, reader = join(3, timeout_s=3.0), join(3, timeout_s=3.0)
+    writer, reader = join(3, timeout_s=9.0), join(3, timeout_s=9.0)
     wide, narrow = made(writer, "wide", random(1)), writer.create("narrow", 100)
     narrow_one = writer.attach(narrow)
     ones = np.ones(LENGTH, np.float32)
@@ -112,7 +116,7 @@ def test_a_view_does_not_wait_for_boxes_that_an_operation_leaves_out(join: Open)
         wide.scal(3.0)
         assert np.array_equal(viewed(view, theirs[0]), before)
         assert viewed(view, theirs[1]).tolist() == [1.0] * 100
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 7
     assert np.array_equal(content(wide), np.float32(3) * before)
 
 

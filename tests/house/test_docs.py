@@ -134,7 +134,8 @@ def check_train(words: list[str]) -> int:
             Path(word.partition("=")[2]).touch()
         if word.startswith("resume=") and word != "resume=auto":
             Path(word.partition("=")[2]).mkdir(parents=True)
-    return cli.main([*words, "--dry-run"])
+    launched = ["launcher=mpirun"] if "transport=mpi" in words else []  # its mpirun was cut off
+    return cli.main([*words, *launched, "--dry-run"])
 
 
 @pytest.mark.timeout(300)

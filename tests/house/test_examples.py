@@ -99,7 +99,7 @@ MANUAL_BOXES = ("shm://box0", "shm://box1")
 def test_the_manual_of_the_box_runs(root: Path, tmp_path: Path) -> None:
     """Its blocks of Python, one after the other, with the two boxes that it starts first.
 
-    The program with a docstring runs by itself: tests/conformance/test_functions_more.py.
+    The program with a docstring runs by itself: tests/conformance/test_functions_whole.py.
     """
     blocks = FENCE.findall((root / "docs" / "manual_box.md").read_text())
     starts = next(text for language, text in blocks if language == "bash").splitlines()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 FILE, FUNCTION, MEDIAN, NINE_OF_TEN = 400, 80, 12, 40
-PARAMETERS, CORE = 6, 6600
+PARAMETERS, CORE = 6, 6800
 TRAINER = range(80, 251)
 FEWEST, MOST, LEVELS = 2, 12, 3
 ROOMY = {"dlplatform": 20, "memorybox": 32, "rules": 24}  # one file a noun

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from vectors import at, packed, same
 
-from dlplatform.memorybox.memory import Mapping, give_room, nameless_file, pages
+from dlplatform.memorybox.memory import File, Mapping, give_room, nameless_file, pages
 from kernels import cpu, reference
 
 STRIPE = cpu.STRIPE
@@ -23,14 +22,14 @@ def made() -> Iterator[list[Mapping]]:
     segments, files = [], []
     for _ in range(3):
         used = cpu.header_bytes(FLOATS) + 4 * FLOATS
-        files.append(nameless_file("memfd", used, pages(used) - used + 4 * FLOATS))
+        files.append(File(nameless_file("memfd", used, pages(used) - used + 4 * FLOATS)))
         give_room(files[-1], pages(used), 4 * FLOATS)
         segments.append(Mapping(files[-1], FLOATS))
         cpu.check(cpu.header_init(segments[-1].header, FLOATS))
     yield segments
-    for segment, descriptor in zip(segments, files, strict=True):
+    for segment, file in zip(segments, files, strict=True):
         segment.unmap()
-        os.close(descriptor)
+        file.close()
 
 
 def where(*segments: Mapping) -> object:

@@ -43,7 +43,7 @@ def result():
 
 def settings(folder: Path, workers: int = 2) -> dict[str, Any]:
     run = {"dir": str(folder), "threads": 0, "progress": "auto"}
-    return {"workers": workers, "run": run}
+    return {"workers": workers, "boxes": 2, "run": run, "cluster": {"transport": "auto"}}
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,7 @@ def test_command_of_each_flavour(
     line = mpirun.command(settings(tmp_path, workers=5))
     assert line[:3] == ["/usr/bin/mpirun", "-n", "5"]
     assert set(words) <= set(line)
+    assert mpirun.ranks({**settings(tmp_path, 5), "cluster": {"transport": "mpi"}}) == 7
     assert line[-4:] == [sys.executable, "-m", "dlplatform.worker", str(tmp_path / "config.json")]
 
 

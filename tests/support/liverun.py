@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,13 @@ class LiveRun:
         words: settings.
         before: what stands before ``dlp`` (mpirun and its options).
         words_in: folder for what it prints.
+        dlp: the command ``dlp``.
     """
 
     def __init__(
-        self, folder: Path, *words: str, before: tuple[str, ...] = (), words_in: Path | None = None
-    ) -> None:
+        self, folder: Path, *words: str, before: tuple[str, ...] = (), words_in: Path | None = None,
+        dlp: Sequence[str] = DLP,
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.tag = f"TEST_RUN={folder}"
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,7 @@ class LiveRun:
         self._out, self._err = home / f"{folder.name}.out", home / f"{folder.name}.err"
         name, value = self.tag.split("=", 1)
         task = [] if any(word.startswith("task=") for word in words) else ["task=zoo/digits"]
-        line = [*before, *DLP, "train", *task, f"run.dir={folder}", *words]
+        line = [*before, *dlp, "train", *task, f"run.dir={folder}", *words]
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 line, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True,

@@ -10,19 +10,22 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import hands
 import numpy as np
 import pytest
 
 from dlplatform.memorybox.buffer import SharedBuffer
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.process import Boxes
+from dlplatform.transports.conduit import Conduit, dial_socket
 from kernels import cpu
 
 BOXES = 3
@@ -79,20 +82,45 @@ def encrypted(count: int) -> Iterator[Place]:
             yield Place("tls", boxes.addresses, boxes.secret, boxes.processes, cert)
 
 
+@contextmanager
+def ranks(count: int) -> Iterator[Place]:
+    assert hands.crew is not None
+    boxes = hands.crew.addresses(count)
+    processes = [hands.crew.box(rank) for rank in boxes]
+    yield Place("mpi", [f"mpi://{rank}" for rank in boxes], hands.SECRET, processes)
+
+
 TRANSPORTS: dict[str, Callable[[int], Any]] = {
     "inproc": inproc,
     "shm": processes("shm"),
     "tcp": processes("tcp"),
     "tls": encrypted,
+    "verbs": processes("verbs"),
 }
-APART = [name for name in TRANSPORTS if name != "inproc"]
+if hands.crew is not None:  # inside an MPI job: tests/support/hands.py
+    TRANSPORTS["mpi"] = ranks
+TESTED = ["mpi"] if hands.crew is not None else list(TRANSPORTS)
+APART = [name for name in TESTED if name != "inproc"]
 """Those whose boxes are processes, so that one side can die without the other."""
+
+
+def each(names: Iterable[str]) -> list[Any]:
+    """Return names of transports as parameters: one that needs a device is marked so."""
+    return [pytest.param(n, marks=pytest.mark.rdma) if n == "verbs" else n for n in names]
+
 
 Open = Callable[..., Cluster]
 
 
 def connect(where: Place, job: str, boxes: int = 1, timeout_s: float = 20.0) -> Cluster:
     return Cluster(where.addresses[:boxes], job, where.secret.encode(), timeout_s, ca=where.ca)
+
+
+def dial(where: Place, timeout_s: float) -> Conduit:
+    """Return a connection to the first box, for frames made by hand."""
+    if hands.crew is not None:
+        return hands.crew.ranks.dial(where.addresses[0], timeout_s)
+    return dial_socket(where.addresses[0], timeout_s, where.ca)
 
 
 alive: deque[Vector] = deque(maxlen=16)
@@ -106,8 +134,13 @@ def at(array: Vector) -> int:
     return int(array.ctypes.data)
 
 
-def random(seed: int, size: int = LENGTH) -> Vector:
+@cache
+def _drawn(seed: int, size: int) -> Vector:
     return np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+
+
+def random(seed: int, size: int = LENGTH) -> Vector:
+    return _drawn(seed, size).copy()
 
 
 def content(buffer: SharedBuffer) -> Vector:
@@ -160,7 +193,9 @@ print(json.dumps(result), flush=True)
 """
 
 
-def spawn(where: Place, job: str, code: str, rank: int, boxes: int = 1) -> subprocess.Popen[str]:
+def spawn(where: Place, job: str, code: str, rank: int, boxes: int = 1) -> Any:
+    if hands.crew is not None and where.name == "mpi":
+        return hands.crew.spawn(code, rank, job, where.addresses[:boxes])
     command = [sys.executable, "-c", RUNNER, code, str(rank), job, *where.addresses[:boxes]]
     env = {**os.environ, "DLP_SECRET": where.secret, "DLP_CA": where.ca}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
@@ -187,6 +222,6 @@ class Worker:
         if self.process is None:
             self.thread.join(20)
             return self.done
-        out, _ = self.process.communicate(timeout=30)
+        out, _ = self.process.communicate(timeout=60)
         assert self.process.returncode == 0
         return json.loads(out.splitlines()[-1])

@@ -165,8 +165,12 @@ def test_memory_in_use_outlives_its_deletion(box: MemoryBox, worker: Session) ->
         box.obey(worker, "delete", {"key": key})
         assert key not in worker.space.entries
         cpu.counter_set(entry.mapping.data, 7)  # mapped still
-        os.fstat(entry.descriptor)
-    assert entry.descriptor == -1
+        assert entry.ground is not None
+        file = entry.ground.descriptor
+        os.fstat(file)
+    assert entry.ground is None
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(file)
     with pytest.raises(BoxError), worker.space.using(entry):
         pass
 
