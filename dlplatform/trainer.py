@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import secrets
 import signal
 from collections.abc import Iterator
@@ -345,8 +344,7 @@ def with_last(items: Iterator[T]) -> Iterator[tuple[T, bool]]:
 
 
 def _threads(run: RunConfig, world: World) -> None:
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(run.threads or max(1, cores // world.local_size))
+    torch.set_num_threads(run.threads or world.threads)
 
 
 def train(settings: dict[str, Any]) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from dlplatform.cli import guard
-from dlplatform.errors import EnvironmentMissing, PlatformError
+from dlplatform.errors import EnvironmentMissing, PlatformError, Preempted
 from dlplatform.world import World, die_with_parent
 
 LOGS = "DLP_LOGS"
@@ -20,6 +21,8 @@ LOGS = "DLP_LOGS"
 def work(path: str) -> None:
     """Train the share of this process of the job configured in a file."""
     die_with_parent()
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # until the trainer knows what to save
+        signal.signal(number, _too_early)
     world, file = World.detect(), Path(path)
     try:
         settings = json.loads(file.read_text())
@@ -35,6 +38,10 @@ def work(path: str) -> None:
         return
     with _own_log(file.with_name(f"rank-{world.rank}.log")):
         train(settings)
+
+
+def _too_early(number: int, _: object) -> None:
+    raise Preempted(f"{signal.Signals(number).name} came before the training had begun")
 
 
 @contextmanager

@@ -64,6 +64,12 @@ class World:
         return host if name in ("", host) else f"{name}@{host}"
 
     @property
+    def threads(self) -> int:
+        """Return how many processors there are for this worker."""
+        own = os.environ.get("SLURM_CPUS_PER_TASK", "") if self.launcher == "Slurm" else ""
+        return int(own) if own.isdecimal() else max(1, processors() // self.local_size)
+
+    @property
     def mpi(self) -> bool:
         """Tell whether an MPI launcher started this process."""
         return self.launcher in MPI_LAUNCHERS
@@ -182,6 +188,12 @@ def share(value: Any) -> Any:
     with mpi() as world:
         text = world.bcast(json.dumps(value) if world.rank == 0 else None, root=0)
     return json.loads(text)
+
+
+def processors() -> int:
+    """Return how many processors of this host are ours: the kernel's word, and Slurm's."""
+    here, given = len(os.sched_getaffinity(0)), os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return min(here, max(1, int(given))) if given.isdecimal() else here
 
 
 def die_with_parent() -> None:

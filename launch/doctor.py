@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from dlplatform.errors import PlatformError
+
 GIB = 1 << 30
 REQUIRED = ("torch", "numpy", "hydra-core", "msgpack", "safetensors", "tensorboard", "rich")
 OPTIONAL = {
@@ -24,6 +26,7 @@ OPTIONAL = {
     "submitit": "pip install submitit   (Slurm from Python)",
 }
 MISSING = 3
+SOON_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,6 @@ def machine() -> Iterator[Finding]:
     yield Finding("cores", f"{cores} of {os.cpu_count()} usable")
     yield Finding("load", f"{load:.1f}", load < cores, False, "measurements will be noisy: wait")
     yield Finding("C compiler", *_found(("cc", "gcc", "clang")), False, "apt-get install -y gcc")
-    yield Finding("Slurm", *_found(("sbatch",)), False, "only needed on a Slurm cluster")
     gpu = [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
     yield Finding("GPU", ", ".join(sorted(gpu)) or "none", bool(gpu), False, "runs on the CPU")
     rdma = Path("/sys/class/infiniband")
@@ -137,12 +139,37 @@ def machine() -> Iterator[Finding]:
     )
 
 
+def slurm() -> Iterator[Finding]:
+    """Report Slurm: its partitions, and what its srun can tell MPI."""
+    from launch.slurm import queue
+
+    if not shutil.which("sbatch"):
+        remedy = "only needed on a Slurm cluster; to try one here: bash scripts/slurm_here.sh"
+        yield Finding("Slurm", "not found", False, False, remedy)
+        return
+    try:
+        release = queue.ask("sinfo", "--version", patience_s=SOON_S).stdout.split()[-1]
+        told = queue.ask(
+            "sinfo", "-h", "-o", "%R: %D nodes %T", patience_s=SOON_S
+        ).stdout.splitlines()
+        types = queue.ask("srun", "--mpi=list")
+    except PlatformError as error:
+        text = str(error)
+        yield Finding("Slurm", text.partition(" - ")[0], False, False, text.partition("do: ")[2])
+        return
+    remedy = "sinfo -R says why nodes are down"
+    yield Finding("Slurm", f"{release}, {'; '.join(told) or 'no nodes'}", bool(told), False, remedy)
+    lines = (types.stdout + types.stderr).splitlines()
+    known = ", ".join(line.strip() for line in lines if line.startswith("\t")) or "none"
+    yield Finding("srun --mpi", known, "pm" in known, False, "only needed for slurm.mpi=pmix")
+
+
 def _found(names: Sequence[str]) -> tuple[str, bool]:
     path = next((found for name in names if (found := shutil.which(name))), "")
     return path or "not found", bool(path)
 
 
-REPORTS: Sequence[Callable[[], Iterator[Finding]]] = (python, kernels, mpi, memory, machine)
+REPORTS: Sequence[Callable[[], Iterator[Finding]]] = (python, kernels, mpi, memory, machine, slurm)
 
 
 def main(argv: Sequence[str] = ()) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 from dlplatform.cli import REPORT
 from dlplatform.errors import EnvironmentMissing, PeerLost, PlatformError, Preempted
+from dlplatform.worker import LOGS
 from launch import job
 
 # What mpirun itself says about an end that the worker's own line explains better.
@@ -95,6 +96,7 @@ def variables(config: dict[str, Any]) -> dict[str, str]:
         "OMPI_MCA_osc": "^ucx",
         **job.variables(config),
         REPORT: "line",
+        LOGS: "1",
     }
 
 
