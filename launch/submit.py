@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -300,11 +300,18 @@ def _one(composed: Any, run: Job, workers: int | None, tidy: bool = True) -> flo
 
     config = compose.settle(composed, workers)
     config["run"]["dir"] = HydraConfig.get().runtime.output_dir
-    try:
+    with _tidied(Path(config["run"]["dir"])) if tidy else nullcontext():
         return run(config)
+
+
+@contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """Tidy up when what runs in a folder is refused."""
+    try:
+        yield
     except PlatformError as error:
-        if tidy and error.exit_code in REFUSED:
-            _tidy(Path(config["run"]["dir"]))
+        if error.exit_code in REFUSED:
+            _tidy(folder)
         raise
 
 
@@ -315,8 +322,10 @@ def _tidy(folder: Path) -> None:
     if any(name.endswith((".safetensors", ".jsonl")) or name in kept for name in names):
         return
     shutil.rmtree(folder, ignore_errors=True)
-    for parent in list(folder.parents)[:3]:
+    for parent in list(folder.absolute().parents)[:3]:
         try:
+            if Path.cwd().is_relative_to(parent):
+                return
             parent.rmdir()
         except OSError:
             return
@@ -366,5 +375,6 @@ def _array(request: Request, sweep: Any, composed: Any) -> None:
         found.append((words, _checked(one, None)))
     if request.dry_run:
         print(*submission.plan([config for _, config in found], root), sep="\n")
-    else:
+        return
+    with _tidied(root):
         jobs.array(found, root, request.wait)

@@ -119,11 +119,11 @@ class Here:
         mine = {f"SLURM_CONF={self.env['SLURM_CONF']}".encode()}
         mine |= {f"SLURMD_NODENAME={node}".encode()} if node else set()
         found = []
-        for entry in Path("/proc").iterdir():
+        for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if entry.name.isdigit() and word in (entry / "cmdline").read_text():
-                    if mine <= {*environ(entry).split(b"\0")}:
-                        found.append(int(entry.name))
+                known = {*environ(entry).split(b"\0")}
+                if word in (entry / "cmdline").read_text() and mine <= known:
+                    found.append(int(entry.name))
         return found
 
     def kill_steps(self, node: str) -> None:

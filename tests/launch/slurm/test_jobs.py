@@ -181,7 +181,6 @@ def test_what_slurm_refuses_is_one_line(here: Here, tmp_path: Path) -> None:
     for more, text in (
         ("slurm.partition=man", "slurm.partition=man: Invalid partition name specified; closest: "
          "main - allowed: main - do: slurm.partition=main"),
-        ("slurm.cpus=64", "sbatch refuses the job: Requested node configuration is not available"),
         ('slurm.options="--nodelist=n77"', "sbatch refuses the job: Invalid node name specified"),
     ):  # fmt: skip
         done = here.dlp(*words, more, cwd=tmp_path)
