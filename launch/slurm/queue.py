@@ -13,6 +13,7 @@ PATIENCE_S = 90.0
 """Longer than Slurm's commands look for their own configuration."""
 ABSENT = ("ontact slurm controller", "process configuration", "establish a configuration")
 """What Slurm's commands say where there is no Slurm behind them."""
+PAIR = re.compile(r"(\w+)=(\S*)")
 HELD = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "COMPLETING", "REQUEUED", "STAGE_OUT",
         "REQUEUE_HOLD", "SPECIAL_EXIT", "RESIZING", "SIGNALING", "STOPPED")  # fmt: skip
 """States of a job that has not ended."""
@@ -83,10 +84,18 @@ def submit(script: str, partition: str = "", where: str = "") -> str:
 
 
 def jobs(number: str) -> list[dict[str, str]]:
-    """Return what Slurm knows of a job, of an array of each of its jobs; nothing once forgotten."""
-    told = ask("scontrol", "show", "job", "--oneliner", number).stdout
-    pairs = re.compile(r"(\w+)=(\S*)")
-    return [dict(pairs.findall(line)) for line in told.splitlines() if "JobId=" in line]
+    """Return what Slurm knows of a job, of an array of each of its jobs; nothing once forgotten.
+
+    Raises:
+        EnvironmentMissing: Slurm does not answer now.
+    """
+    done = ask("scontrol", "show", "job", "--oneliner", number)
+    found = [dict(PAIR.findall(line)) for line in done.stdout.splitlines() if "JobId=" in line]
+    if not found and "nvalid job id" not in done.stderr:
+        raise EnvironmentMissing(
+            f"scontrol: {reason(done.stderr)} - allowed: a Slurm that runs - do: scontrol ping"
+        )
+    return found
 
 
 def hostnames(nodes: str) -> list[str]:

@@ -77,7 +77,7 @@ class Submission:
         began, last = time.monotonic(), dict[str, dict[str, str]]()
         with job.on_signals(lambda _: queue.end(self.number)):
             try:
-                while told := queue.jobs(self.number):
+                while told := self._ask():
                     last |= {one.get("ArrayTaskId", ""): one for one in told}
                     look(told)
                     if not queue.held(told):
@@ -88,6 +88,15 @@ class Submission:
                 queue.cancel(self.number)
                 raise
         return last
+
+    def _ask(self) -> list[dict[str, str]]:
+        """Return what Slurm says of it, once it answers: its daemon may be busy, or down."""
+        while True:
+            try:
+                return queue.jobs(self.number)
+            except EnvironmentMissing as error:
+                self._news("Slurm", str(error).partition(" - ")[0])
+                time.sleep(PAUSES_S[1])
 
     def watch(self, told: list[dict[str, str]]) -> None:
         """Say what has become of a single job, and what it says itself."""
@@ -106,9 +115,13 @@ class Submission:
             "PENDING": "waits" if (why := told.get("Reason")) == "None" else f"waits ({why})",
             "RUNNING": f"runs on {told.get('NodeList', '')}",
         }.get(state, "" if state in queue.HELD else f"is {state}")
-        if news and self.said.get(name) != news:
+        if news:
+            self._news(f"job {name}", news)
+
+    def _news(self, name: str, news: str) -> None:
+        if self.said.get(name) != news:
             self.said[name] = news
-            print(f"dlp: job {name} {news}", flush=True)
+            print(f"dlp: {name} {news}", flush=True)
 
     def pour(self) -> None:
         """Print what the job has written to its log since, except the error it may end with."""

@@ -6,8 +6,8 @@
 {{setup}}
 
 folder={{folder}}
-trap 'heard=yes; again=yes; kill -USR1 $job' USR1 # the time limit is near: save, come back
-trap 'heard=yes; kill -USR1 $job' TERM            # the job is to end: save
+trap 'heard=yes; again=yes; kill -USR1 $job 2>/dev/null' USR1 # the time limit is near: save, come back
+trap 'heard=yes; kill -USR1 $job 2>/dev/null' TERM            # the job is to end: save
 
 touch "$folder/slurm.began"
 # This starts the steps of the job, hands signals on to them, and ends as they do:
