@@ -14,6 +14,8 @@ from runs import equal, state, weights
 from slurmhere import LIMIT, POINTS, Followed, Here, gone, lines
 from tinytask import recorded
 
+pytestmark = pytest.mark.timeout(500)
+
 SHORT = ("run.minibatches=12", "run.eval_every=12", "run.dir=run")
 SLOW = ("task.slow_s=0.05", "run.minibatches=4000", "run.eval_every=40", "run.dir=run")
 
@@ -24,7 +26,6 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_one_command_trains_digits_on_two_nodes(here: Here, tmp_path: Path) -> None:
     words = (
         "task=zoo/digits", "rule=hybrid", "workers=4", "boxes=2", "slurm.nodes=2",
@@ -105,7 +106,6 @@ def test_whoever_follows_a_job_can_end_it(here: Here, tmp_path: Path, how: signa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_a_job_whose_node_fails_goes_on_elsewhere(here: Here, tmp_path: Path) -> None:
     record = tmp_path / "record"
     record.mkdir()

@@ -13,6 +13,8 @@ from slurmhere import Here
 SCRIPT = """
 import json, torch, dlplatform
 from dlplatform.job import _current
+
+pytestmark = pytest.mark.timeout(500)
 job = dlplatform.init()
 model = torch.nn.Linear(4, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

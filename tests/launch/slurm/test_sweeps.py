@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from slurmhere import POINTS, Followed, Here
 
+pytestmark = pytest.mark.timeout(500)
+
 SHORT = ("run.minibatches=12", "run.eval_every=6", "hydra.sweep.dir=sweep")
 
 
