@@ -169,7 +169,7 @@ def failure(name: str, folder: Path, told: dict[str, str], error: str) -> Platfo
             f"{name} ran out of memory - allowed: what slurm.options asks for - do: "
             "slurm.options=[--mem=16G], or more slurm.nodes"
         )
-    if not log.exists():
+    if not log.exists() or told.get("Reason") == "JobLaunchFailure":
         return EnvironmentMissing(
             f"{name} is {state} and wrote no {log} - allowed: a run.dir that this machine and the "
             "nodes share - do: run.dir=FOLDER on a shared file system"

@@ -171,6 +171,7 @@ def test_submit_is_for_slurm_only(capsys: pytest.CaptureFixture[str]) -> None:
         ({"JobState": "TIMEOUT", "RunTime": "01:00:00"}, "", 75, "ran out of time after 01:00:00"),
         ({"JobState": "NODE_FAIL", "NodeList": "n[1-2]"}, "", 4, "lost a node of n[1-2]"),
         ({"JobState": "OUT_OF_MEMORY"}, "", 3, "ran out of memory"),
+        ({"JobState": "FAILED", "Reason": "JobLaunchFailure"}, "", 3, "and wrote no "),
         ({"JobState": "FAILED", "ExitCode": "5:0"}, "loss is nan", 5, "loss is nan [job 7, "),
         (
             {"JobState": "FAILED", "ExitCode": "1:0", "Reason": "NonZeroExitCode"},
