@@ -27,7 +27,7 @@ from dlplatform.rules.rule import find_rule
 from dlplatform.seeds import derive
 from dlplatform.statistics import Statistics
 from dlplatform.task import Terms
-from dlplatform.world import World
+from dlplatform.world import ROOM, World
 
 T = TypeVar("T")
 
@@ -55,8 +55,9 @@ class Trainer:
         self.judge = Judge(self.task, self.models, self.run.ema, self.cut)
         self.total = self.run.minibatches or int(getattr(self.task, "minibatches", 1000))
         self.signalled = False
-        for name in (signal.SIGTERM, signal.SIGUSR1, *[signal.SIGINT] * world.late):
+        for name in (*ROOM, *[signal.SIGINT] * world.late):
             signal.signal(name, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ROOM)
         self.job = self._join()
         self.part = self.cut.share(self.job)
         self.start = self.job.work.position

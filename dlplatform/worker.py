@@ -11,8 +11,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from dlplatform.cli import guard
-from dlplatform.errors import EnvironmentMissing, PlatformError, Preempted
-from dlplatform.world import World, die_with_parent
+from dlplatform.errors import EnvironmentMissing, PlatformError
+from dlplatform.world import ROOM, World, die_with_parent
 
 LOGS = "DLP_LOGS"
 """Set by launchers that all workers talk to at once: only rank 0 does, the others to a file."""
@@ -21,8 +21,8 @@ LOGS = "DLP_LOGS"
 def work(path: str) -> None:
     """Train the share of this process of the job configured in a file."""
     die_with_parent()
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # until the trainer knows what to save
-        signal.signal(number, _too_early)
+    # Until the trainer knows what to save; it lets them through.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ROOM)
     world, file = World.detect(), Path(path)
     try:
         settings = json.loads(file.read_text())
@@ -38,10 +38,6 @@ def work(path: str) -> None:
         return
     with _own_log(file.with_name(f"rank-{world.rank}.log")):
         train(settings)
-
-
-def _too_early(number: int, _: object) -> None:
-    raise Preempted(f"{signal.Signals(number).name} came before the training had begun")
 
 
 @contextmanager

@@ -31,6 +31,8 @@ LAUNCHERS = {
 MPI_LAUNCHERS = ("Open MPI", "MPICH")
 INNER = ("DLP_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID", "TORCHELASTIC_RUN_ID")
 """Set by launchers that start processes of their own inside one of Slurm's."""
+ROOM = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals that ask a job to save and make room."""
 LATE = "DLP_LATE"
 """Set for workers that join a running job: their ranks lie beyond its size."""
 

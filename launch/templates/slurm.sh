@@ -21,10 +21,10 @@ while [ "$heard" ]; do # wait also returns when a trap has run
     code=$?
 done
 
-# 75: saved on request. 4: a node, a box or a worker was lost, which is worth another try if the job
+# 75: saved on request (138: before it could hear the request). 4: a node, a box or a worker was lost, which is worth another try if the job
 # has saved something since it began.
 [ $code = 4 ] && [ "$folder/checkpoints/latest/state.json" -nt "$folder/slurm.began" ] && again=yes
-if [ "$again" ] && { [ $code = 75 ] || [ $code = 4 ]; }; then
+if [ "$again" ] && { [ $code = 75 ] || [ $code = 138 ] || [ $code = 4 ]; }; then
     if [ "${SLURM_RESTART_COUNT:-0}" -lt {{restarts}} ]; then
         echo "dlp: back to the queue, exit code $code, restart $((${SLURM_RESTART_COUNT:-0} + 1)) of {{restarts}}"
         trap - USR1 TERM
