@@ -21,8 +21,8 @@ while [ "$heard" ]; do # wait also returns when a trap has run
     code=$?
 done
 
-# 75: saved on request (138: before it could hear the request). 4: a node, a box or a worker was lost, which is worth another try if the job
-# has saved something since it began.
+# 75: saved on request (138: asked before it could hear). 4: a node, a box or a worker was lost,
+# which is worth another try if the job has saved something since it began.
 [ $code = 4 ] && [ "$folder/checkpoints/latest/state.json" -nt "$folder/slurm.began" ] && again=yes
 if [ "$again" ] && { [ $code = 75 ] || [ $code = 138 ] || [ $code = 4 ]; }; then
     if [ "${SLURM_RESTART_COUNT:-0}" -lt {{restarts}} ]; then

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from liverun import DLP, ROOT, alive, environ, until
 
+from launch.slurm.queue import HELD
+
 TOP = Path(__file__).resolve().parents[2]
 SCRIPT = TOP / "scripts" / "slurm_here.sh"
 SUPPORT = Path(__file__).parent
@@ -108,8 +110,7 @@ class Here:
             told = self.state(number)
             if told.get("Reason") == "BeginTime":
                 self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
-            held = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
-            return told if told.get("JobState") not in held else None
+            return told if told.get("JobState") not in HELD else None
 
         ended: dict[str, str] = until(look, PATIENCE_S, f"the end of job {number}")
         return ended
