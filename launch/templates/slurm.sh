@@ -28,7 +28,7 @@ if [ "$again" ] && { [ $code = 75 ] || [ $code = 138 ] || [ $code = 4 ]; }; then
     if [ "${SLURM_RESTART_COUNT:-0}" -lt {{restarts}} ]; then
         echo "dlp: back to the queue, exit code $code, restart $((${SLURM_RESTART_COUNT:-0} + 1)) of {{restarts}}"
         trap - USR1 TERM
-        scontrol requeue "$SLURM_JOB_ID"
+        scontrol requeue "$SLURM_JOB_ID" && exec sleep 60 # until Slurm ends it: it has not failed
     fi
 fi
 exit $code
