@@ -24,9 +24,9 @@ PATIENCE_S = 240.0
 POINTS = ("task=test/points", "launcher=slurm", "run.progress=plain")
 LIMIT = (
     *POINTS, "rule=ssgd", "workers=2", "boxes=2", "slurm.nodes=2", "slurm.time=1",
-    "slurm.signal_s=30", "run.minibatches=700", "run.eval_every=700", "run.dir=run",
+    "slurm.signal_s=15", "run.minibatches=1000", "run.eval_every=1000", "run.dir=run",
 )  # fmt: skip
-"""A job that needs more than the 30 to 60 seconds it is given."""
+"""A job that needs more than the 15 to 45 seconds it is given."""
 SIX = (
     "-m", "sweep=submitit", "task=zoo/digits", "rule=alone", "task.augment=false,true",
     "seed=0,1,2", "run.minibatches=8", "run.eval_every=8", "hydra.sweep.dir=sweep",
