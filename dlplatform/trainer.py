@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import secrets
 import signal
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from dlplatform.rules.rule import find_rule
 from dlplatform.seeds import derive
 from dlplatform.statistics import Statistics
 from dlplatform.task import Terms
-from dlplatform.world import World
+from dlplatform.world import ROOM, World
 
 T = TypeVar("T")
 
@@ -60,8 +59,9 @@ class Trainer:
         self.judge = Judge(self.task, self.models, self.run.ema, self.cut)
         self.total = self.run.minibatches or int(getattr(self.task, "minibatches", 1000))
         self.signalled = False
-        for name in (signal.SIGTERM, signal.SIGUSR1, *[signal.SIGINT] * world.late):
+        for name in (*ROOM, *[signal.SIGINT] * world.late):
             signal.signal(name, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ROOM)
         self.job = self._join()
         self.part = self.cut.share(self.job)
         self.start = self.job.work.position
@@ -352,11 +352,10 @@ def with_last(items: Iterator[T]) -> Iterator[tuple[T, bool]]:
 
 
 def _threads(run: RunConfig, world: World) -> None:
-    """Share the processors of this host, or of a NUMA node, out among its workers."""
-    mates = world.local_size
+    """Share the processors of this host, and its NUMA nodes, out among its workers."""
+    torch.set_num_threads(run.threads or world.threads)
     if run.numa:
-        mates = numa.stay(world.local_rank, world.local_size)
-    torch.set_num_threads(run.threads or max(1, len(os.sched_getaffinity(0)) // mates))
+        numa.stay(world.local_rank, world.local_size)
 
 
 def train(settings: dict[str, Any]) -> float:

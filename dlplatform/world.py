@@ -31,6 +31,8 @@ LAUNCHERS = {
 MPI_LAUNCHERS = ("Open MPI", "MPICH")
 INNER = ("DLP_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID", "TORCHELASTIC_RUN_ID")
 """Set by launchers that start processes of their own inside one of Slurm's."""
+ROOM = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals that ask a job to save and make room."""
 LATE = "DLP_LATE"
 """Set for workers that join a running job: their ranks lie beyond its size."""
 
@@ -62,6 +64,12 @@ class World:
         """Return the name of this host; Slurm may have several nodes on one."""
         host, name = socket.gethostname(), os.environ.get("SLURMD_NODENAME", "")
         return host if name in ("", host) else f"{name}@{host}"
+
+    @property
+    def threads(self) -> int:
+        """Return how many processors there are for this worker."""
+        own = os.environ.get("SLURM_CPUS_PER_TASK", "") if self.launcher == "Slurm" else ""
+        return int(own) if own.isdecimal() else max(1, processors() // self.local_size)
 
     @property
     def mpi(self) -> bool:
@@ -210,6 +218,12 @@ def share(value: Any) -> Any:
         world = lent.COMM_WORLD
         text = world.bcast(json.dumps(value) if world.rank == 0 else None, root=0)
     return json.loads(text)
+
+
+def processors() -> int:
+    """Return how many processors of this host are ours: the kernel's word, and Slurm's."""
+    here, given = len(os.sched_getaffinity(0)), os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return min(here, max(1, int(given))) if given.isdecimal() else here
 
 
 def die_with_parent() -> None:

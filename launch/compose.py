@@ -29,6 +29,12 @@ from dlplatform.transports.mpi.ranks import deal
 from launch.slurm import settings as slurm
 
 ROOT = "train"
+PLUGINS = {
+    "optuna": "hydra-optuna-sweeper",
+    "submitit": "hydra-submitit-launcher",
+    "joblib": "hydra-joblib-launcher",
+}
+"""Who brings Hydra's further sweepers and launchers."""
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
@@ -48,22 +54,45 @@ def register() -> None:
 
 
 @dataclass(frozen=True)
+class Swept:
+    """One setting with several values."""
+
+    line: str
+    """As Hydra's sweeper is to read it."""
+    values: tuple[str, ...]
+    """Each of them as an override; of an interval, its ends."""
+    counted: bool = True
+    """Whether these are all values: which ones of an interval are tried, only its sweeper knows."""
+
+    @property
+    def key(self) -> str:
+        """Return the name of the setting."""
+        return self.line.partition("=")[0]
+
+
+@dataclass(frozen=True)
 class Sweep:
-    """A command line's fixed overrides, and each swept setting with its values."""
+    """A command line's fixed overrides, and its swept settings."""
 
     fixed: tuple[str, ...]
-    swept: tuple[tuple[str, ...], ...]
+    swept: tuple[Swept, ...]
 
     def jobs(self) -> list[list[str]]:
-        """Return the overrides of every job, in the order Hydra's own sweeper runs them."""
-        return [[*self.fixed, *choice] for choice in itertools.product(*self.swept)]
+        """Return the overrides of every job, in the order Hydra's own sweeper runs them.
+
+        There are none where only the sweeper knows.
+        """
+        if not all(one.counted for one in self.swept):
+            return []
+        choices = itertools.product(*(one.values for one in self.swept))
+        return [[*self.fixed, *choice] for choice in choices]
 
     def samples(self) -> list[list[str]]:
         """Return jobs in which every swept value occurs: enough to find a wrong one."""
-        first = [values[0] for values in self.swept]
+        first = [one.values[0] for one in self.swept]
         found = [[*self.fixed, *first]]
-        for place, values in enumerate(self.swept):
-            for value in values[1:]:
+        for place, one in enumerate(self.swept):
+            for value in one.values[1:]:
                 found.append([*self.fixed, *first[:place], value, *first[place + 1 :]])
         return found
 
@@ -80,7 +109,7 @@ def parse(overrides: Iterable[str]) -> Sweep:
         latest.pop(one.get_key_element(), None)
         latest[one.get_key_element()] = one
     fixed = [o.input_line or "" for o in latest.values() if not o.is_sweep_override()]
-    return Sweep(tuple(fixed), tuple(_values(o) for o in latest.values() if o.is_sweep_override()))
+    return Sweep(tuple(fixed), tuple(_swept(o) for o in latest.values() if o.is_sweep_override()))
 
 
 def _parse_one(word: str) -> Override:
@@ -93,11 +122,11 @@ def _parse_one(word: str) -> Override:
         ) from None
 
 
-def _values(swept: Override) -> tuple[str, ...]:
-    key = swept.get_key_element()
-    if not swept.is_discrete_sweep():  # an interval: only its sweeper knows which values it tries
-        return ()
-    given: Any = swept.value()
+def _swept(override: Override) -> Swept:
+    key, line = override.get_key_element(), override.input_line or ""
+    given: Any = override.value()
+    if not override.is_discrete_sweep():
+        return Swept(line, (f"{key}={given.start}", f"{key}={given.end}"), counted=False)
     if isinstance(given, Glob):
         known = {"rule": list(rules()), "task": list(tasks())}.get(key) or _shipped(key)
         if not (values := given.filter(sorted(known))):
@@ -105,8 +134,8 @@ def _values(swept: Override) -> tuple[str, ...]:
                 f"{key}=glob({','.join(given.include)}) matches nothing - allowed: "
                 f"{', '.join(known) or 'a group of configurations'} - do: {key}=glob(*)"
             )
-        return tuple(f"{key}={value}" for value in values)
-    return tuple(f"{key}={value}" for value in swept.sweep_string_iterator())
+        return Swept(f"{key}={','.join(values)}", tuple(f"{key}={value}" for value in values))
+    return Swept(line, tuple(f"{key}={value}" for value in override.sweep_string_iterator()))
 
 
 @contextmanager
@@ -218,7 +247,8 @@ def _no_option(error: MissingConfigException) -> str:
     options = sorted({*map(str, error.options or ()), *_shipped(group)})
     allowed = f". Allowed: {', '.join(options)}" if options else ""
     kind = f"{group}={name}" if name else f"--config-name {group}"
-    return f"{kind} is not a configuration{closest(name, options)}{allowed}"
+    plugin = next((f" - do: pip install {PLUGINS[one]}" for one in PLUGINS if one in name), "")
+    return f"{kind} is not a configuration{closest(name, options)}{allowed}{plugin}"
 
 
 def _shipped(group: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -20,6 +19,7 @@ from typing import IO, Any
 from dlplatform.cli import REPORT
 from dlplatform.errors import PlatformError, Preempted
 from dlplatform.job import DOOR
+from dlplatform.world import processors
 
 # How a worker that a launcher started ends with an error (see dlplatform.cli.guard).
 MARK = re.compile(r"dlp: rank (\d+) exit (\d+): (.*)")
@@ -69,14 +69,9 @@ def result(config: dict[str, Any]) -> float:
         ) from None
 
 
-def cores() -> int:
-    """Return the number of processors this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def threads(config: dict[str, Any]) -> int:
     """Return the compute threads of one worker on this host."""
-    return int(config["run"]["threads"]) or max(1, cores() // int(config["workers"]))
+    return int(config["run"]["threads"]) or max(1, processors() // int(config["workers"]))
 
 
 def progress(config: dict[str, Any]) -> str:

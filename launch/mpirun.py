@@ -18,6 +18,7 @@ from typing import Any
 
 from dlplatform.cli import REPORT
 from dlplatform.errors import EnvironmentMissing, PeerLost, PlatformError, Preempted
+from dlplatform.worker import LOGS
 from launch import job
 
 # What mpirun itself says about an end that the worker's own line explains better.
@@ -25,7 +26,7 @@ NOISE = (
     *("Abort is in progress", "OSC UCX component priority", "hit ctrl-c again"),
     *("Waiting up to", "got SIGCONT", "forcing job termination", "has been allocated resources"),
 )
-KILLED = 128
+KILLED, AGAIN_S = 128, 3.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def variables(config: dict[str, Any]) -> dict[str, str]:
     return {
         **job.variables(config),
         REPORT: "line",
+        LOGS: "1",
     }
 
 
@@ -146,13 +148,14 @@ def follow(
     """
     job.write_config(config)
     started: list[subprocess.Popen[str]] = []
-    with job.on_signals(lambda number: _make_room(started, number)):
+    asked: list[int] = []
+    with job.on_signals(lambda number: _make_room(started, asked, number)):
         process = _start(line, own)
         started.append(process)
         assert process.stderr is not None
         lines = job.Lines(process.stderr, NOISE)
         try:
-            _watch(process, lines)
+            _watch(process, lines, asked)
         finally:
             job.stop([process], end, 4.0)
             job.close_door(config)
@@ -185,22 +188,25 @@ def _with_parent() -> Callable[[], None]:
     return ask
 
 
-def _watch(process: subprocess.Popen[str], lines: job.Lines) -> None:
+def _watch(process: subprocess.Popen[str], lines: job.Lines, asked: list[int]) -> None:
     """Wait for the command; a rank that ended with an error ends the others after a while."""
-    deadline = float("inf")
+    deadline, again = float("inf"), 0.0
     while process.poll() is None and time.monotonic() < deadline:
         if lines.errors and deadline == float("inf"):
             preempted = lines.errors[0].code == job.PREEMPTED
             grace = job.CHECKPOINT_S if preempted else job.STOP_S
             deadline = time.monotonic() + grace
+        if asked and time.monotonic() > again:  # ranks that still start may not have heard it
+            job.send([process], signal.SIGUSR1)
+            again = time.monotonic() + AGAIN_S
         time.sleep(0.05)
 
 
-def _make_room(started: list[subprocess.Popen[str]], number: int) -> None:
+def _make_room(started: list[subprocess.Popen[str]], asked: list[int], number: int) -> None:
     """Ask the ranks for a checkpoint: SIGUSR1 is handed on, at SIGTERM they would be killed."""
     if not started:
         raise Preempted(f"{signal.Signals(number).name} came before the training had begun")
-    job.send(started, signal.SIGUSR1)
+    asked.append(number)
 
 
 def _failure(name: str, code: int, lines: job.Lines) -> PlatformError:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -198,7 +198,7 @@ def _submit(request: Request, run: Job, workers: int | None) -> None:
     composed = compose.compose(sweep.samples()[0], request.name, request.folder)
     sweep, multirun = _with_params(sweep, request, composed)
     if sweep.swept and not multirun:
-        key = sweep.swept[0][0].partition("=")[0]
+        key = sweep.swept[0].key
         raise UsageError(
             f"{key} has several values - allowed: one - do: dlp train -m ... to sweep over them, "
             f"or {key}=[a,b] for a list"
@@ -207,7 +207,7 @@ def _submit(request: Request, run: Job, workers: int | None) -> None:
         _checked(compose.compose(words, request.name, request.folder), workers)
         for words in sweep.samples()
     ]
-    if multirun and _as_array(request, composed, configs):
+    if multirun and _as_array(request, sweep, composed, configs):
         _array(request, sweep, composed)
     elif request.dry_run:
         _dry_run(request, sweep)
@@ -226,13 +226,8 @@ def _with_params(sweep: Any, request: Request, composed: Any) -> tuple[Any, bool
     params = composed.hydra.sweeper.get("params") if multirun else None
     if not params:
         return sweep, multirun
-    typed = [word for values in sweep.swept for word in [_choices(values)]]
-    return compose.parse([f"{k}={v}" for k, v in params.items()] + [*sweep.fixed, *typed]), True
-
-
-def _choices(values: Sequence[str]) -> str:
-    key = values[0].partition("=")[0]
-    return f"{key}=" + ",".join(value.partition("=")[2] for value in values)
+    own = [f"{key}={value}" for key, value in params.items()]
+    return compose.parse([*own, *sweep.fixed, *(one.line for one in sweep.swept)]), True
 
 
 def _checked(composed: Any, workers: int | None) -> dict[str, Any]:
@@ -300,7 +295,7 @@ def _hydra(job: Callable[[Any], float | None]) -> None:
         raise failed[0]
 
 
-def _one(composed: Any, run: Job, workers: int | None) -> float:
+def _one(composed: Any, run: Job, workers: int | None, tidy: bool = True) -> float:
     """Run one job that Hydra composed, in the folder it made; tidy up when it is refused."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -308,22 +303,32 @@ def _one(composed: Any, run: Job, workers: int | None) -> float:
 
     config = compose.settle(composed, workers)
     config["run"]["dir"] = HydraConfig.get().runtime.output_dir
-    try:
+    with _tidied(Path(config["run"]["dir"])) if tidy else nullcontext():
         return run(config)
+
+
+@contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """Tidy up when what runs in a folder is refused."""
+    try:
+        yield
     except PlatformError as error:
         if error.exit_code in REFUSED:
-            _tidy(Path(config["run"]["dir"]))
+            _tidy(folder)
         raise
 
 
 def _tidy(folder: Path) -> None:
     """Remove the folder of a run that never trained, and parents that it leaves empty."""
     names = [path.name for path in folder.rglob("*") if path.stat().st_size and path.is_file()]
-    if any(name.endswith((".safetensors", ".jsonl")) or name == "result.json" for name in names):
+    kept = ("result.json", "slurm.log")  # what a job said, elsewhere, is nowhere else
+    if any(name.endswith((".safetensors", ".jsonl")) or name in kept for name in names):
         return
     shutil.rmtree(folder, ignore_errors=True)
-    for parent in list(folder.parents)[:3]:
+    for parent in list(folder.absolute().parents)[:3]:
         try:
+            if Path.cwd().is_relative_to(parent):
+                return
             parent.rmdir()
         except OSError:
             return
@@ -336,54 +341,43 @@ def _sweep(request: Request, sweep: Any, run: Job, composed: Any) -> None:
     """Let Hydra's sweeper and launcher run the jobs, then sum up."""
     from launch.sweep import jobs
 
-    words = [*sweep.fixed, *map(_choices, sweep.swept)]
-    root = _root(composed)
+    words, root = [*sweep.fixed, *(one.line for one in sweep.swept)], jobs.root(composed)
     if not any(word.startswith("hydra.sweep.dir=") for word in words):
         words.append(f"hydra.sweep.dir={root}")
-    sweeping = jobs.Sweeping(partial(_one, run=run, workers=None), len(sweep.jobs()))
+    one = partial(_one, run=run, workers=None, tidy=False)
     try:
         with _hydra_arguments(request, words):
-            _hydra(sweeping.job)
+            _hydra(jobs.Sweeping(one, len(sweep.jobs())).job)
     finally:
-        jobs.conclude(root, sweeping.notes)
+        rows = jobs.conclude(root)
+    jobs.raise_first(rows)
 
 
-def _root(composed: Any) -> Path:
-    """Return the folder of a sweep."""
-    if composed.run.dir:
-        raise UsageError(
-            f"run.dir={composed.run.dir} in a sweep - allowed: a folder for each job "
-            "- do: hydra.sweep.dir=FOLDER"
-        )
-    return Path(str(composed.hydra.sweep.dir))
-
-
-def _as_array(request: Request, composed: Any, configs: Sequence[dict[str, Any]]) -> bool:
+def _as_array(
+    request: Request, sweep: Any, composed: Any, configs: Sequence[dict[str, Any]]
+) -> bool:
     """Tell whether a sweep is to be one array of Slurm, all jobs in the queue at once."""
     from launch.slurm import allocation
+    from launch.sweep import jobs
 
+    plain = jobs.check(sweep, composed, request.wait)
     slurm = all(config["launcher"] == "slurm" for config in configs)
-    hydra = composed.hydra.sweeper._target_, composed.hydra.launcher._target_
-    plain = "BasicSweeper" in hydra[0] and "BasicLauncher" in hydra[1]
-    if not request.wait and not plain:
-        raise UsageError(
-            f"dlp submit with {' and '.join(name.rpartition('.')[2] for name in hydra)} - allowed: "
-            "Hydra's basic ones - do: dlp train -m launcher=slurm ..., which stays to the end"
-        )
     return slurm and plain and not (request.wait and allocation.inside())
 
 
 def _array(request: Request, sweep: Any, composed: Any) -> None:
+    """Submit the jobs of a sweep as one array of Slurm."""
     from launch import compose
     from launch.slurm import submission
     from launch.sweep import jobs
 
-    root = _root(composed).absolute()
+    root = jobs.root(composed).absolute()
     found = []
     for words in sweep.jobs():
         one = jobs.baseline(compose.compose(words, request.name, request.folder))
         found.append((words, _checked(one, None)))
     if request.dry_run:
         print(*submission.plan([config for _, config in found], root), sep="\n")
-    else:
+        return
+    with _tidied(root):
         jobs.array(found, root, request.wait)

@@ -29,13 +29,11 @@ def cpus(text: str) -> set[int]:
     return {n for first, _, last in spans for n in range(int(first), int(last or first) + 1)}
 
 
-def stay(place: int, places: int, root: Path = NODES) -> int:
-    """Keep this process, one of so many neighbours, to its node; return how many share that.
+def stay(place: int, places: int, root: Path = NODES) -> None:
+    """Keep this process, one of so many neighbours, to its node.
 
     Neighbours in a row share a node, as evenly as there are nodes.
     """
     found = nodes(root)
-    mine = place * len(found) // max(places, 1) % len(found)
     if len(found) > 1:
-        os.sched_setaffinity(0, found[mine])
-    return sum(one * len(found) // max(places, 1) % len(found) == mine for one in range(places))
+        os.sched_setaffinity(0, found[place * len(found) // max(places, 1) % len(found)])

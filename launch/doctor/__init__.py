@@ -15,7 +15,7 @@ from launch.doctor.finding import Finding
 MISSING = 3
 REPORTS: Sequence[Callable[[], Iterator[Finding]]] = (
     machine.python, machine.kernels, mpi.report, machine.memory, machine.processors,
-    machine.devices, machine.rdma, machine.network,
+    machine.devices, machine.rdma, machine.slurm, machine.network,
 )  # fmt: skip
 
 

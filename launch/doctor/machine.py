@@ -17,7 +17,7 @@ from dlplatform.errors import PlatformError
 from dlplatform.memorybox import numa
 from launch.doctor.finding import Finding
 
-GIB = 1 << 30
+GIB, SOON_S = 1 << 30, 8.0
 REQUIRED = (
     "dlplatform",
     "torch",
@@ -113,7 +113,6 @@ def processors() -> Iterator[Finding]:
 def devices() -> Iterator[Finding]:
     """Report compiler, accelerators and schedulers."""
     yield Finding("C compiler", *_found(("cc", "gcc", "clang")), False, "apt-get install -y gcc")
-    yield Finding("Slurm", *_found(("sbatch",)), False, "only needed on a Slurm cluster")
     gpu = [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
     yield Finding("GPU", ", ".join(sorted(gpu)) or "none", bool(gpu), False, "runs on the CPU")
 
@@ -139,6 +138,31 @@ def rdma() -> Iterator[Finding]:
     except PlatformError as error:
         what, _, remedy = str(error).partition(" - ")
         yield Finding("RDMA", what, False, False, remedy.rpartition("do: ")[2])
+
+
+def slurm() -> Iterator[Finding]:
+    """Report Slurm: its partitions, and what its srun can tell MPI."""
+    from launch.slurm import queue
+
+    if not shutil.which("sbatch"):
+        remedy = "only needed on a Slurm cluster; to try one here: bash scripts/slurm_here.sh"
+        yield Finding("Slurm", "not found", False, False, remedy)
+        return
+    try:
+        release = queue.ask("sinfo", "--version", patience_s=SOON_S).stdout.split()[-1]
+        told = queue.ask(
+            "sinfo", "-h", "-o", "%R: %D nodes %T", patience_s=SOON_S
+        ).stdout.splitlines()
+        types = queue.ask("srun", "--mpi=list")
+    except PlatformError as error:
+        text = str(error)
+        yield Finding("Slurm", text.partition(" - ")[0], False, False, text.partition("do: ")[2])
+        return
+    remedy = "sinfo -R says why nodes are down"
+    yield Finding("Slurm", f"{release}, {'; '.join(told) or 'no nodes'}", bool(told), False, remedy)
+    lines = (types.stdout + types.stderr).splitlines()
+    known = ", ".join(line.strip() for line in lines if line.startswith("\t")) or "none"
+    yield Finding("srun --mpi", known, "pm" in known, False, "only needed for slurm.mpi=pmix")
 
 
 def network() -> Iterator[Finding]:

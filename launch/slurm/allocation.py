@@ -22,7 +22,7 @@ from dlplatform.memorybox.process import Boxes
 from dlplatform.worker import LOGS
 from launch import job, mpirun
 from launch.slurm import queue
-from launch.slurm.settings import PLACES, SlurmConfig
+from launch.slurm.settings import SlurmConfig
 
 SUBMITTED, SECRET, CHECKPOINT = "slurm.json", "boxes.secret", "checkpoints/latest/state.json"
 OVER = ("--overlap", "--kill-on-bad-exit=0", "--quiet")
@@ -88,9 +88,12 @@ def run(config: dict[str, Any]) -> float:
         PlatformError: with the exit code of the worker that failed.
     """
     asked, folder = SlurmConfig(**config["slurm"]), job.folder(config)
+    os.environ.pop("SLURM_NTASKS_PER_NODE", None)  # srun would hold boxes to it, too
     nodes = queue.hostnames(os.environ["SLURM_JOB_NODELIST"])
-    threads = config["run"]["threads"] or asked.cpus
-    config = {**config, "run": {**config["run"], "threads": threads}}
+    told = {"threads": config["run"]["threads"] or asked.cpus}
+    if config["run"]["progress"] == "auto":
+        told["progress"] = "plain"  # srun passes whole lines on
+    config = {**config, "run": {**config["run"], **told}}
     with ExitStack() as stack:
         stack.enter_context(job.on_signals(_too_early))
         cluster = dict(config["cluster"])
@@ -101,11 +104,10 @@ def run(config: dict[str, Any]) -> float:
             boxes = stack.enter_context(_boxes(config, asked, nodes, secret))
             cluster |= {"boxes": boxes.addresses, "secret_file": str(secret)}
         config["cluster"] = cluster
-        own = {**job.variables(config), LOGS: "1", REPORT: "line"}
         if asked.start == "mpirun":
             return mpirun.run(config)
-        line = workers(config, asked, len(nodes))
-        return mpirun.follow(line, config, own, signal.SIGTERM)
+        own = {**job.variables(config), LOGS: "1", REPORT: "line"}
+        return mpirun.follow(workers(config, asked, len(nodes)), config, own, signal.SIGTERM)
 
 
 def plan(config: dict[str, Any], nodes: Sequence[str]) -> list[str]:
@@ -134,12 +136,12 @@ def workers(config: dict[str, Any], asked: SlurmConfig, nodes: int) -> list[str]
             "than boxes - do: slurm.boxes_on=workers"
         )
     return [
-        *("srun", "--unbuffered", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"),
+        *("srun", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"),
         *(f"--nodes={nodes - first}", f"--ntasks={config['workers']}"),
         f"--cpus-per-task={asked.cpus}",
         *([f"--relative={first}"] if first else []),
         *([f"--mpi={asked.mpi}"] if asked.mpi else []),
-        *asked.srun,
+        *shlex.split(asked.srun),
         *(sys.executable, "-m", "dlplatform.worker"),
         str(Path(config["run"]["dir"]).absolute() / job.CONFIG),
     ]
@@ -199,11 +201,11 @@ def box_nodes(asked: SlurmConfig, nodes: Sequence[str], boxes: int) -> list[str]
     Raises:
         UsageError: a node that was named is not in the job.
     """
-    named = asked.boxes_on.split(",") if asked.boxes_on not in PLACES else []
+    named = asked.box_nodes
     if missing := [name for name in named if name not in nodes]:
         raise UsageError(
-            f"slurm.boxes_on={asked.boxes_on}: {missing[0]} is not a node of this job - allowed: "
-            f"{', '.join(nodes)} - do: slurm.boxes_on=workers"
+            f"slurm.boxes_on=[{','.join(named)}]: {missing[0]} is not a node of this job - "
+            f"allowed: {', '.join(nodes)} - do: slurm.boxes_on=workers"
         )
     among = named or {"first": nodes[:1], "own": nodes[:boxes]}.get(asked.boxes_on, nodes)
     return [among[number % len(among)] for number in range(boxes)]

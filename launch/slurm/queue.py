@@ -9,13 +9,19 @@ from collections.abc import Sequence
 
 from dlplatform.errors import EnvironmentMissing, UsageError, closest
 
-PATIENCE_S = 60
+PATIENCE_S = 90.0
+"""Longer than Slurm's commands look for their own configuration."""
+ABSENT = ("ontact slurm controller", "process configuration", "establish a configuration")
+"""What Slurm's commands say where there is no Slurm behind them."""
+PAIR = re.compile(r"(\w+)=(\S*)")
 HELD = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "COMPLETING", "REQUEUED", "STAGE_OUT",
         "REQUEUE_HOLD", "SPECIAL_EXIT", "RESIZING", "SIGNALING", "STOPPED")  # fmt: skip
 """States of a job that has not ended."""
 
 
-def _slurm(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+def ask(
+    *words: str, given: str = "", patience_s: float = PATIENCE_S
+) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands.
 
     Raises:
@@ -28,15 +34,17 @@ def _slurm(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
         )
     try:
         done = subprocess.run(
-            words, input=given, capture_output=True, text=True, timeout=PATIENCE_S
+            words, input=given, capture_output=True, text=True, timeout=patience_s
         )
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError):
         raise EnvironmentMissing(
-            f"{words[0]} does not answer: {error} - allowed: a Slurm that runs - do: sinfo"
+            f"{words[0]} does not answer within {patience_s:g} s - allowed: a Slurm that runs - "
+            "do: scontrol ping, or point SLURM_CONF to the cluster's slurm.conf"
         ) from None
-    if "ontact slurm controller" in done.stderr:
+    if any(word in done.stderr for word in ABSENT):
         raise EnvironmentMissing(
-            f"{words[0]}: {reason(done.stderr)} - allowed: a Slurm that runs - do: scontrol ping"
+            f"{words[0]}: {reason(done.stderr)} - allowed: a Slurm that runs - do: scontrol ping, "
+            "or point SLURM_CONF to the cluster's slurm.conf"
         )
     return done
 
@@ -59,12 +67,12 @@ def submit(script: str, partition: str = "", where: str = "") -> str:
     Raises:
         UsageError: Slurm refuses the job; with its reason.
     """
-    done = _slurm("sbatch", "--parsable", given=script)
+    done = ask("sbatch", "--parsable", given=script)
     if done.returncode == 0:
         return done.stdout.strip().split(";")[0]
     why = reason(done.stderr)
     if "partition" in why.lower():
-        known = sorted(set(_slurm("sinfo", "-h", "-o", "%R").stdout.split()))
+        known = sorted(set(ask("sinfo", "-h", "-o", "%R").stdout.split()))
         raise UsageError(
             f"slurm.partition={partition}: {why}{closest(partition, known)} - allowed: "
             f"{', '.join(known)} - do: slurm.partition={(known or ['NAME'])[0]}"
@@ -76,25 +84,34 @@ def submit(script: str, partition: str = "", where: str = "") -> str:
 
 
 def jobs(number: str) -> list[dict[str, str]]:
-    """Return what Slurm knows of a job, of an array of each of its jobs; nothing once forgotten."""
-    told = _slurm("scontrol", "show", "job", "--oneliner", number).stdout
-    pairs = re.compile(r"(\w+)=(\S*)")
-    return [dict(pairs.findall(line)) for line in told.splitlines() if "JobId=" in line]
+    """Return what Slurm knows of a job, of an array of each of its jobs; nothing once forgotten.
+
+    Raises:
+        EnvironmentMissing: Slurm does not answer now.
+    """
+    done = ask("scontrol", "show", "job", "--oneliner", number)
+    found = [dict(PAIR.findall(line)) for line in done.stdout.splitlines() if "JobId=" in line]
+    if not found and "nvalid job id" not in done.stderr:
+        raise EnvironmentMissing(
+            f"scontrol: {reason(done.stderr)} - allowed: a Slurm that runs - do: scontrol ping"
+        )
+    return found
 
 
 def hostnames(nodes: str) -> list[str]:
     """Return the nodes that a list of Slurm's names: ``n[1-3]``."""
-    return _slurm("scontrol", "show", "hostnames", nodes).stdout.split()
+    return ask("scontrol", "show", "hostnames", nodes).stdout.split()
 
 
 def cancel(number: str) -> None:
     """End a job."""
-    _slurm("scancel", number)
+    ask("scancel", number)
 
 
-def tell(number: str, signal: str) -> None:
-    """Send a signal to a job's script, which knows what to do."""
-    _slurm("scancel", "--batch", f"--signal={signal}", number)
+def end(number: str) -> None:
+    """Ask a job that runs to save and end, by its script; one that waits just ends."""
+    ask("scancel", "--state=RUNNING", "--batch", "--signal=TERM", number)
+    ask("scancel", "--state=PENDING", number)
 
 
 def held(states: Sequence[dict[str, str]]) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from typing import Any
 from dlplatform.errors import EnvironmentMissing, UsageError, closest
 from dlplatform.rules.rule import find_rule
 from launch.slurm import allocation
-from launch.slurm.settings import PLACES, SlurmConfig, spread
+from launch.slurm.settings import SlurmConfig, spread
 
 HOLE = re.compile(r"\{\{(\w+)\}\}")
 LOG, SCRIPT = "slurm.log", "slurm.sh"
@@ -37,13 +37,13 @@ def write(configs: Sequence[dict[str, Any]], folder: Path, array: bool = False) 
     asked = SlurmConfig(**config["slurm"])
     own, each = (f"/{INDEX}", "/%a") if array else ("", "")
     log = str(folder).replace("%", "%%") + f"{each}/{LOG}"
-    options = [f"--output={log}", *geometry(config, asked), *limits(configs, asked)]
+    options = [f'--output="{log}"', *geometry(config, asked), *limits(configs, asked)]
     if array:
         most = f"%{asked.at_once}" if asked.at_once else ""
         options.append(f"--array=0-{len(configs) - 1}{most}")
     known = {
-        "options": "\n".join(f"#SBATCH {_quoted(one)}" for one in [*options, *asked.options]),
-        "setup": "\n".join(asked.setup),
+        "options": "\n".join(f"#SBATCH {one}" for one in [*options, asked.options] if one),
+        "setup": asked.setup.strip(),
         "folder": shlex.quote(str(folder)) + own,
         "steps": "\n".join(f"#   {line}" for line in _steps(config, asked, str(folder) + own)),
         "python": shlex.quote(sys.executable),
@@ -69,7 +69,7 @@ def _widest(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _steps(config: dict[str, Any], asked: SlurmConfig, folder: str) -> list[str]:
     """Return what starts in the job, with stand-ins for the names of nodes."""
-    nodes = asked.boxes_on.split(",") if asked.boxes_on not in PLACES else []
+    nodes = asked.box_nodes
     nodes += [f"NODE{n}" for n in range(len(nodes), spread(asked, int(config["boxes"])))]
     return allocation.plan({**config, "run": {**config["run"], "dir": folder}}, nodes)
 
@@ -94,8 +94,8 @@ def geometry(config: dict[str, Any], asked: SlurmConfig) -> list[str]:
     options = [f"--nodes={nodes}", f"--ntasks-per-node={each}", f"--cpus-per-task={asked.cpus}"]
     if nodes == asked.nodes:
         options.insert(1, f"--ntasks={workers}")
-    if asked.boxes_on not in PLACES:
-        options.append(f"--nodelist={asked.boxes_on}")
+    if asked.box_nodes:
+        options.append(f"--nodelist={','.join(asked.box_nodes)}")
     return options
 
 
@@ -113,11 +113,6 @@ def limits(configs: Sequence[dict[str, Any]], asked: SlurmConfig) -> list[str]:
         # A rule that outlives a worker outlives a node, too.
         *(["--no-kill"] if all(find_rule(name).survives for name in rules) else []),
     ]
-
-
-def _quoted(option: str) -> str:
-    name, equals, value = option.partition("=")
-    return f'{name}="{value}"' if equals and re.search(r"\s", value) else option
 
 
 def _fill(name: str, known: dict[str, str], path: str) -> str:

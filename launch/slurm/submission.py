@@ -29,11 +29,12 @@ def enqueue(configs: Sequence[dict[str, Any]], root: Path | None = None) -> Subm
     """Submit a job, or a sweep as one array whose jobs have numbered folders in one of theirs."""
     folder = root or job.folder(configs[0])
     text = script.write(configs, folder, root is not None)
-    for number, config in enumerate(configs):
-        _lay(config, root / str(number) if root else folder)
+    for place, config in enumerate(configs):
+        _lay(config, root / str(place) if root else folder)
     path = folder / script.SCRIPT
     path.write_text(text)
-    return Submission(queue.submit(text, configs[0]["slurm"]["partition"], str(path)), folder)
+    number = queue.submit(text, configs[0]["slurm"]["partition"], str(path))
+    return Submission(number, folder, f"*/{script.LOG}" if root else script.LOG)
 
 
 def _lay(config: dict[str, Any], folder: Path) -> None:
@@ -50,10 +51,11 @@ class Submission:
     Args:
         number: what Slurm calls it.
         folder: where it runs; of an array, where the folders of its jobs are.
+        logs: the name of its log there, or of all.
     """
 
-    def __init__(self, number: str, folder: Path) -> None:
-        self.number, self.folder = number, folder
+    def __init__(self, number: str, folder: Path, logs: str = script.LOG) -> None:
+        self.number, self.folder, self.logs = number, folder, logs
         self.said: dict[str, str] = {}
         self.error = ""
         log = folder / script.LOG
@@ -64,7 +66,7 @@ class Submission:
         """Say how to look after it."""
         print(f"dlp: job {self.number} submitted")
         print(f"folder   {self.folder}")
-        print(f"follow   tail -F {self.folder / script.LOG}")
+        print(f"follow   tail -F {self.folder / self.logs}")
         print(f"cancel   scancel {self.number}", flush=True)
 
     def follow(self, look: Callable[[list[dict[str, str]]], None]) -> dict[str, dict[str, str]]:
@@ -73,9 +75,9 @@ class Submission:
         Ctrl-C cancels it; SIGTERM and SIGUSR1 let it save and end.
         """
         began, last = time.monotonic(), dict[str, dict[str, str]]()
-        with job.on_signals(lambda _: queue.tell(self.number, "TERM")):
+        with job.on_signals(lambda _: queue.end(self.number)):
             try:
-                while told := queue.jobs(self.number):
+                while told := self._ask():
                     last |= {one.get("ArrayTaskId", ""): one for one in told}
                     look(told)
                     if not queue.held(told):
@@ -86,6 +88,15 @@ class Submission:
                 queue.cancel(self.number)
                 raise
         return last
+
+    def _ask(self) -> list[dict[str, str]]:
+        """Return what Slurm says of it, once it answers: its daemon may be busy, or down."""
+        while True:
+            try:
+                return queue.jobs(self.number)
+            except EnvironmentMissing as error:
+                self._news("Slurm", str(error).partition(" - ")[0])
+                time.sleep(PAUSES_S[1])
 
     def watch(self, told: list[dict[str, str]]) -> None:
         """Say what has become of a single job, and what it says itself."""
@@ -104,12 +115,16 @@ class Submission:
             "PENDING": "waits" if (why := told.get("Reason")) == "None" else f"waits ({why})",
             "RUNNING": f"runs on {told.get('NodeList', '')}",
         }.get(state, "" if state in queue.HELD else f"is {state}")
-        if news and self.said.get(name) != news:
+        if news:
+            self._news(f"job {name}", news)
+
+    def _news(self, name: str, news: str) -> None:
+        if self.said.get(name) != news:
             self.said[name] = news
-            print(f"dlp: job {name} {news}", flush=True)
+            print(f"dlp: {name} {news}", flush=True)
 
     def pour(self) -> None:
-        """Print what the job has written to its log since, except the error it ends with."""
+        """Print what the job has written to its log since, except the error it may end with."""
         try:
             with (self.folder / script.LOG).open("rb") as log:
                 log.seek(self._read)
@@ -119,9 +134,10 @@ class Submission:
         self._read += len(new)
         *lines, self._rest = (self._rest + new.decode(errors="replace")).split("\n")
         for line in lines:
-            if line.startswith(job.ERROR):
-                self.error = line.removeprefix(job.ERROR)
-            else:
+            if self.error and line:
+                print(f"dlp: {self.error}")
+            self.error = line.removeprefix(job.ERROR) if line.startswith(job.ERROR) else ""
+            if line and not self.error:
                 print(line)
         sys.stdout.flush()
 
@@ -153,7 +169,7 @@ def failure(name: str, folder: Path, told: dict[str, str], error: str) -> Platfo
             f"{name} ran out of memory - allowed: what slurm.options asks for - do: "
             "slurm.options=[--mem=16G], or more slurm.nodes"
         )
-    if not log.exists():
+    if not log.exists() or told.get("Reason") == "JobLaunchFailure":
         return EnvironmentMissing(
             f"{name} is {state} and wrote no {log} - allowed: a run.dir that this machine and the "
             "nodes share - do: run.dir=FOLDER on a shared file system"

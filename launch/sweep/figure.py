@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ def draw(root: Path, rows: Sequence[Row]) -> Path | None:
 def _dots(axes: Axes, task: str, found: Sequence[Group], colours: Sequence[str]) -> None:
     for place, (group, colour) in enumerate(zip(found, colours, strict=True)):
         axes.plot(group.scores, [place] * len(group.scores), "o", color=colour, alpha=0.5, ms=6)
-        spread = group.spread if group.spread == group.spread else 0.0
+        spread = 0.0 if math.isnan(group.spread) else group.spread
         axes.errorbar(
             group.mean, place, xerr=spread, fmt="|", color=colour, ms=16, mew=2.5, capsize=4
         )

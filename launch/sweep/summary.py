@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launch.job import ERROR, RESULT
 
-OVERRIDES, FAILED = Path(".hydra") / "overrides.yaml", "error.txt"
+OVERRIDES, FAILED = Path(".hydra") / "overrides.yaml", "error.json"
 CSV, PICTURE = "sweep.csv", "sweep.png"
 NONE = "no result"
 """What stands for a score where nothing says why there is none."""
@@ -30,6 +31,8 @@ class Row:
     """Its ``result.json``; empty when it has none."""
     note: str = ""
     """Why it has none."""
+    exit: int = 1
+    """The exit code of one that failed."""
 
     @property
     def score(self) -> float | None:
@@ -52,12 +55,12 @@ class Group:
     @property
     def mean(self) -> float:
         """Return the mean score, nan without any."""
-        return statistics.fmean(self.scores) if self.scores else float("nan")
+        return statistics.fmean(self.scores) if self.scores else math.nan
 
     @property
     def spread(self) -> float:
         """Return the standard deviation over seeds (of a sample), nan below two scores."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else float("nan")
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else math.nan
 
     @property
     def primary(self) -> str:
@@ -68,16 +71,16 @@ class Group:
     def seconds(self) -> float:
         """Return the mean time of a job."""
         times = [float(row.result["seconds"]) for row in self.rows if row.result]
-        return statistics.fmean(times) if times else float("nan")
+        return statistics.fmean(times) if times else math.nan
 
 
-def collect(root: Path, notes: Mapping[str, str] = {}) -> list[Row]:
+def collect(root: Path) -> list[Row]:
     """Return the jobs whose folders are in a sweep's, wherever they ran, by number."""
     found = [path for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
-    return [_row(path, notes) for path in sorted(found, key=lambda path: int(path.name))]
+    return [_row(path) for path in sorted(found, key=lambda path: int(path.name))]
 
 
-def _row(folder: Path, notes: Mapping[str, str]) -> Row:
+def _row(folder: Path) -> Row:
     from omegaconf import OmegaConf
 
     path = folder / OVERRIDES
@@ -87,20 +90,22 @@ def _row(folder: Path, notes: Mapping[str, str]) -> Row:
         result = json.loads((folder / RESULT).read_text())
         float(result["score"])
     except (OSError, ValueError, KeyError, TypeError):
-        note = notes.get(folder.name) or _last_words(folder) or NONE
-        return Row(int(folder.name), folder, settings, note=note)
+        note, code = _last_words(folder)
+        return Row(int(folder.name), folder, settings, note=note, exit=code)
     return Row(int(folder.name), folder, settings, result)
 
 
-def _last_words(folder: Path) -> str:
-    """Return the error that a job ended with."""
-    for name in (FAILED, "slurm.log"):
-        if (folder / name).exists():
-            lines = (folder / name).read_text(errors="replace").splitlines()
-            errors = [line for line in lines if line.startswith(ERROR)]
-            if errors:
-                return errors[-1].removeprefix(ERROR)
-    return ""
+def _last_words(folder: Path) -> tuple[str, int]:
+    """Return the error that a job ended with, and its exit code as far as it is known."""
+    try:
+        told = json.loads((folder / FAILED).read_text())
+        return str(told["error"]), int(told["exit"])
+    except (OSError, ValueError, KeyError):
+        pass
+    log = folder / "slurm.log"
+    said = log.read_text(errors="replace").splitlines() if log.exists() else []
+    errors = [line.removeprefix(ERROR) for line in said if line.startswith(ERROR)]
+    return errors[-1] if errors else NONE, 1
 
 
 def varying(rows: Sequence[Row]) -> list[str]:
@@ -124,7 +129,7 @@ def groups(rows: Sequence[Row]) -> list[Group]:
 
     def order(group: Group) -> tuple[str, bool, float]:
         mean = group.mean
-        return group.rows[0].settings.get("task", ""), mean != mean, -mean
+        return group.rows[0].settings.get("task", ""), math.isnan(mean), -mean
 
     return sorted(found, key=order)
 
@@ -133,33 +138,36 @@ def show(root: Path, rows: Sequence[Row]) -> None:
     """Print a sweep's jobs and, where there are several seeds, their mean and spread."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     console = console if console.is_terminal else Console(width=160)
     keys = varying(rows) or list(rows[0].settings)
     fixed = words(rows[0], [key for key in rows[0].settings if key not in keys])
-    table = Table("job", "settings", "score", "seconds", "folder", title=f"sweep {root}\n{fixed}")
+    title = Text(f"sweep {root}\n{fixed}")
+    table = Table("job", "settings", "score", "seconds", "folder", title=title)
     for row in rows:
-        score = row.note if row.score is None else f"{row.score:.4f}"
+        score = row.note.partition(" - ")[0] if row.score is None else f"{row.score:.4f}"
         time = f"{row.result['seconds']:.1f}" if row.result else ""
-        table.add_row(str(row.number + 1), words(row, keys), score, time, str(row.folder))
+        one = (str(row.number + 1), words(row, keys), score, time, str(row.folder))
+        table.add_row(*map(Text, one))
     console.print(table)
-    found = groups(rows)
-    if len(found) == len(rows):
+    found = [group for group in groups(rows) if group.scores]
+    if all(len(group.rows) == 1 for group in found):
         return
     heads = ("settings", "score", "seeds", "mean", "spread", "worst", "best", "seconds")
     table = Table(*heads, title="over seeds (spread: standard deviation)")
     for group in found:
-        table.add_row(group.words, group.primary, str(len(group.scores)), *figures(group))
+        cells = (group.words, group.primary, str(len(group.scores)), *figures(group))
+        table.add_row(*map(Text, cells))
     console.print(table)
 
 
 def figures(group: Group) -> list[str]:
-    """Return a group's mean, spread, worst, best and seconds as text."""
-    scores = group.scores or [float("nan")]
-    numbers = (group.mean, group.spread, min(scores), max(scores))
-    texts = ["-" if number != number else f"{number:.4f}" for number in numbers]
-    return [*texts, "-" if group.seconds != group.seconds else f"{group.seconds:.1f}"]
+    """Return mean, spread, worst, best and seconds of a group that has scores, as text."""
+    spread = f"{group.spread:.4f}" if len(group.scores) > 1 else "-"
+    worst, best = min(group.scores), max(group.scores)
+    return [f"{group.mean:.4f}", spread, f"{worst:.4f}", f"{best:.4f}", f"{group.seconds:.1f}"]
 
 
 def write(root: Path, rows: Sequence[Row]) -> Path:

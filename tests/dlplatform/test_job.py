@@ -115,7 +115,7 @@ def test_an_unknown_rule_leaves_everything_as_it_was(joined: Job) -> None:
 def test_torchrun_without_boxes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "0" if name == "RANK" else "2")
-    with pytest.raises(UsageError, match=r"2 workers under torchrun and no boxes"):
+    with pytest.raises(UsageError, match=r"2 workers under torchrun without boxes or MASTER_ADDR"):
         dlplatform.init()
 
 

@@ -17,6 +17,7 @@ from dlplatform import cli, config
 from dlplatform.rules.rule import rules
 from dlplatform.task import tasks
 from launch import boxes
+from launch.slurm.settings import SlurmConfig
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 QUOTED = re.compile(r"`([^`\n]+)`")
@@ -128,7 +129,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def check_train(words: list[str]) -> int:
-    """Run ``dlp train`` up to the point where it would start something."""
+    """Run ``dlp train`` or ``dlp submit`` up to the point where it would start something."""
     for word in words:
         if word.startswith(("cluster.secret_file=", "cluster.ca=")):
             Path(word.partition("=")[2]).touch()
@@ -155,7 +156,7 @@ def test_every_dlp_command_of_the_pages_is_understood(
             seen.add(line)
             if verb == "box":
                 boxes.understand(words[1:])
-            elif verb == "train" and not {"--cfg", "--help", "--dry-run"} & set(words):
+            elif verb in ("train", "submit") and not {"--cfg", "--help", "--dry-run"} & set(words):
                 if check_train(words):
                     wrong.append(f"{page.relative_to(root)}: {line}")
             elif not verb.startswith("-") and verb not in cli.VERBS:
@@ -203,6 +204,10 @@ def test_the_manual_lists_every_setting_as_it_is(root: Path) -> None:
     text = (root / "docs" / "manual_training.md").read_text()
     missing = [f"{name}\n{rows}" for name, rows in tables().items() if rows not in text]
     assert not missing, "docs/manual_training.md lacks these tables:\n\n" + "\n\n".join(missing)
+
+
+def test_the_manual_of_slurm_lists_its_settings(root: Path) -> None:
+    assert table(SlurmConfig, "slurm.") in (root / "docs" / "manual_slurm.md").read_text()
 
 
 def test_the_manual_lists_every_exit_code(root: Path) -> None:

@@ -42,10 +42,11 @@ def test_nodes_in_order_without_empty_ones(tmp_path: Path, moved: list[set[int]]
 
 def test_neighbours_share_a_node(tmp_path: Path, moved: list[set[int]]) -> None:
     root = machine(tmp_path, "0-3", "4-7")
-    assert [numa.stay(place, 5, root) for place in range(5)] == [3, 3, 3, 2, 2]
+    for place in range(5):
+        numa.stay(place, 5, root)
     assert moved == [{0, 1, 2, 3}] * 3 + [{4, 5, 6, 7}] * 2
 
 
 def test_one_node_is_left_as_it_is(tmp_path: Path, moved: list[set[int]]) -> None:
-    assert numa.stay(1, 2, machine(tmp_path, "0-7")) == 2
+    numa.stay(1, 2, machine(tmp_path, "0-7"))
     assert moved == []
