@@ -316,7 +316,15 @@ def test_boxes_that_are_not_there_leave_no_connection_behind(apart: Place, job: 
     wait_for(lambda: descriptors() <= before)
 
 
-def test_opening_and_closing_leaks_nothing(apart: Place, job: str) -> None:
+def test_opening_and_closing_leaks_nothing(apart: Place, job: str, opened: ExitStack) -> None:
+    witness = connect(apart, "witness", 2)
+    opened.callback(witness.close)
+
+    def sessions() -> int:
+        return sum(int(t.call("status")["sessions"]) for t in witness.transports)
+
+    before = sessions()
+
     def round_trip() -> None:
         cluster = connect(apart, job, 2)
         cluster.join(0, 1)
@@ -325,6 +333,7 @@ def test_opening_and_closing_leaks_nothing(apart: Place, job: str) -> None:
         buffer.release()
         buffer.delete()
         cluster.close()
+        wait_for(lambda: sessions() <= before)  # then its rank is free again
 
     round_trip()
     time.sleep(0.1)

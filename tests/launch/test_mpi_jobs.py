@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 from liverun import LiveRun, live, shared_memory
-from mpis import BOTH, ENV, MPICH, OPEN_MPI, TOP, Mpi, needs
+from mpis import ENV, MPICH, OPEN_MPI, TOP, needs
 from spaces import spaces
 
 from dlplatform.memorybox.memory import available
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-SHORT = ("boxes=2", "transport=mpi", "run.minibatches=120", "run.eval_every=120")
+SHORT = ("boxes=2", "transport=mpi", "run.minibatches=60", "run.eval_every=60")
 LONG = ("boxes=2", "transport=mpi", "run.minibatches=100000", "run.eval_every=20")
 LAUNCHED = ("launcher=mpirun", "workers=3")
 
@@ -55,10 +55,9 @@ def test_the_command_of_the_manual_with_mpich(tmp_path: Path) -> None:
         assert run.err == ""
 
 
-@pytest.mark.parametrize("mpi", BOTH)
-def test_the_launcher_starts_workers_and_boxes(mpi: Mpi, tmp_path: Path) -> None:
-    dlp = (mpi.python, "-m", "dlplatform.cli")
-    with live(tmp_path / "run", *SHORT, *LAUNCHED, "rule=ssgd", dlp=dlp) as run:
+@needs(OPEN_MPI)
+def test_the_launcher_starts_workers_and_boxes(tmp_path: Path) -> None:
+    with live(tmp_path / "run", *SHORT, *LAUNCHED, "rule=ssgd") as run:
         assert run.wait(300) == 0, run.out + run.err
         assert "3 worker(s), 2 box(es): mpi://3 mpi://4" in run.out
         assert run.err == ""
@@ -76,8 +75,8 @@ def test_a_dead_rank_ends_the_job(victim: int, rule: str, words: str, tmp_path: 
     with live(tmp_path / "run", *LONG, *LAUNCHED, f"rule={rule}") as run:
         pid, begin = run.trains().worker(victim), time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        assert run.wait(60) == 4, run.err
-        assert time.monotonic() - begin < 20
+        assert run.wait(120) == 4, run.err
+        assert time.monotonic() - begin < 60
         (line,) = ours(run)
         assert words in line and "resume=auto" in line
         assert "Traceback" not in run.err
@@ -89,7 +88,7 @@ def test_a_dead_rank_ends_the_job_with_mpich_too(tmp_path: Path) -> None:
     dlp = (MPICH.python, "-m", "dlplatform.cli")
     with live(tmp_path / "run", *LONG, *LAUNCHED, "rule=asgd", dlp=dlp) as run:
         os.kill(run.trains().worker(1), signal.SIGKILL)
-        assert run.wait(60) == 4, run.err
+        assert run.wait(120) == 4, run.err
         (line,) = ours(run)
         assert "MPI rank" in line and "resume=auto" in line
         assert not run.left()
@@ -111,7 +110,7 @@ def test_a_box_that_dies_on_another_host_is_noticed_by_its_silence(
 def test_a_signal_makes_a_checkpoint_before_the_end(tmp_path: Path) -> None:
     with live(tmp_path / "run", *LONG, *LAUNCHED, "rule=asgd") as run:
         run.trains().process.send_signal(signal.SIGTERM)
-        assert run.wait(60) == 75, run.err
+        assert run.wait(120) == 75, run.err
         assert (tmp_path / "run" / "checkpoints" / "latest" / "state.json").exists()
 
 
@@ -160,7 +159,7 @@ import numpy as np
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.transports.mpi.job import meet, serve, work
 from dlplatform.world import mpi
-FLOATS = (5 << 29) // 4 + 12345
+FLOATS = (1 << 31) // 4 + 12345
 with mpi() as lent:
     ranks = meet(lent, 1, 3.0)
     def train():

