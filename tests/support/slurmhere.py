@@ -104,12 +104,18 @@ class Here:
         return dict(word.split("=", 1) for word in told.split() if "=" in word)
 
     def ended(self, number: str) -> dict[str, str]:
-        """Wait for the end of a job, whose delay after a requeue is cut short."""
+        """Wait for the end of a job, whose delay after a requeue is cut short.
+
+        Not to nothing: Slurm would take the new start for a part of the old one.
+        """
+        hurried = set()
 
         def look() -> Any:
             told = self.state(number)
-            if told.get("Reason") == "BeginTime":
-                self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+            again = told.get("Restarts", "0")
+            if told.get("Reason") == "BeginTime" and again not in hurried:
+                self.run("scontrol", "update", f"JobId={number}", "StartTime=now+4")
+                hurried.add(again)
             return told if told.get("JobState") not in HELD else None
 
         ended: dict[str, str] = until(look, PATIENCE_S, f"the end of job {number}")

@@ -49,7 +49,7 @@ def test_six_jobs_through_submitit_end_in_a_table(long: dict[str, Followed]) -> 
     assert len(list(folder.glob("[0-5]/result.json"))) == 6
     assert len(list(folder.glob(".submitit/*/*_submission.sh"))) <= 1
     table = job.out[job.out.index("sweep sweep") :]
-    for row in ("task.augment=false seed=2", "task.augment=true seed=0"):
+    for row in ("task.augment=False seed=2", "task.augment=True seed=0"):
         assert row in table
     assert table.count("│ 3 ") >= 2  # jobs of a group, and the third job
     assert (folder / "sweep.csv").read_text().count("\n") == 7
