@@ -11,6 +11,10 @@ VENV=$ROOT/.venv
 LOG=$VENV/setup.log
 TORCH=${DLP_TORCH:-torch==2.13.0}
 BEGIN=$SECONDS
+PATH=:$PATH:
+PATH=${PATH//":$VENV/bin:"/:} # an active .venv must not make itself anew
+PATH=${PATH#:}
+PATH=${PATH%:}
 
 die() { # what failed - allowed - do
     echo "dlp: error: $1" >&2
