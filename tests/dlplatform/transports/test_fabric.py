@@ -13,7 +13,7 @@ from guest import has_device
 from dlplatform.errors import EnvironmentMissing, UsageError
 from dlplatform.transports.verbs import fabric
 from dlplatform.transports.verbs.fabric import Outlet
-from launch.doctor import rdma
+from launch.doctor.machine import rdma
 
 OUTLETS = [
     Outlet("mlx5_0", 1, 0, "fe80::1", False, True),

@@ -31,7 +31,7 @@ from dlplatform.transports.verbs import fabric
 from dlplatform.transports.verbs.box import pair, prepare
 from dlplatform.transports.verbs.conduit import VerbsConduit
 from kernels import cpu
-from launch.doctor import rdma as rdma_report
+from launch.doctor.machine import rdma as rdma_report
 
 LENGTH = 2 * cpu.CHUNK + 70_001
 rdma = pytest.mark.rdma
