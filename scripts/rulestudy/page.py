@@ -85,16 +85,20 @@ def wires(done: Done) -> list[str]:
 
 def longer(done: Done) -> list[str]:
     """Return accuracy with 16 workers beside runs that train several times as many minibatches."""
-    lines = [
-        "| rule | " + " | ".join(f"{p} | {TIMES} x as long" for p in PROBLEMS) + " |",
-        "| --- |" + " ---: | ---: |" * len(PROBLEMS),
-    ]
+    heads = [f"{problem} | {TIMES} x as long | minus alone" for problem in PROBLEMS]
+    lines = ["| rule | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * 3 * len(PROBLEMS)]
+
+    def scores(problem: str, name: str) -> list[float]:
+        keys = [f"long/{problem}/{name}/{seed}" for seed in TEST_SEEDS]
+        return [done[key]["accuracy"] for key in keys if key in done]
+
     for name, workers in [("alone", 1), *((name, 16) for name in RULES)]:
         cells = []
         for problem in PROBLEMS:
-            keys = [key for key in done if key.startswith(f"long/{problem}/{name}/")]
-            cells.append(shown(accuracies(done, problem, name, workers)))
-            cells.append(shown([done[key]["accuracy"] for key in keys]))
+            one, many = scores(problem, "alone"), scores(problem, name)
+            gap = 100 * (statistics.mean(many) - statistics.mean(one)) if one and many else None
+            cells += [shown(accuracies(done, problem, name, workers)), shown(many)]
+            cells.append("-" if gap is None else f"{gap:+.1f}")
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return lines
 
