@@ -43,7 +43,7 @@ def said(folder: Path, size: int) -> list[list[Any]]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_torchrun_trains_digits(tmp_path: Path) -> None:
-    words = ("task=zoo/digits", "rule=ssgd", "boxes=2", "run.minibatches=120", "run.dir=run")
+    words = ("task=zoo/digits", "rule=ssgd", "boxes=2", "run.minibatches=1200", "run.dir=run")
     line = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "-m", "dlplatform.cli", "train"]
     done = subprocess.run(
         [*line, *words], env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=300
@@ -52,7 +52,7 @@ def test_torchrun_trains_digits(tmp_path: Path) -> None:
     assert "2 worker(s), 2 box(es): shm://" in done.stdout
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["workers"] == 2
-    assert result["score"] > result["baselines"]["untrained"]
+    assert result["score"] >= 0.97
     assert not list(tmp_path.glob(".dlp-*"))
 
 

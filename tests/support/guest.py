@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHARDS = 2
-"""The guest has two processors."""
+SHARDS = 3
+"""The guest has two processors, and tests wait now and then."""
 LIMIT_S, LAST_WORDS = 600, 30
 PYTEST = "python -m pytest --slow --tb=short -q -p no:cacheprovider"
 
@@ -37,15 +37,18 @@ class Outcomes:
     def __init__(self, file: Path) -> None:
         self.file = file.open("a", buffering=1)
         self.worst: pytest.TestReport | None = None
+        self.seconds = 0.0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         worst = self.worst
+        self.seconds = report.duration + (0.0 if report.when == "setup" else self.seconds)
         if worst is None or (worst.outcome == "passed" != report.outcome):
             worst = report
         self.worst = None if report.when == "teardown" else worst
         if self.worst is None:
             text = worst.longrepr[2] if worst.outcome == "skipped" else worst.longreprtext
             found = {"test": worst.nodeid, "outcome": worst.outcome, "text": text}
+            found["seconds"] = round(self.seconds, 2)
             self.file.write(json.dumps(found) + "\n")
 
 
