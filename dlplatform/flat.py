@@ -90,11 +90,12 @@ class FlatGroup:
                 "requires_grad, or leave the group out"
             )
         for p in self.parameters:
-            if p.dtype != torch.float32 or p.device != self.device:
+            if p.dtype != torch.float32 or p.device != self.device or p.is_meta:
+                place = "a device" if p.is_meta else f"{self.device}, where the first one is"
                 raise UsageError(
                     f"group {self.name} has a parameter in {p.dtype} on {p.device} - allowed: "
-                    f"torch.float32 on {self.device}, where the first one is - do: use "
-                    "run.precision for lower precision, one device for one group"
+                    f"torch.float32 on {place} - do: use run.precision for lower precision, "
+                    "one device for one group"
                 )
 
     def views(self, flat: Tensor) -> list[Tensor]:

@@ -154,6 +154,8 @@ typedef struct {
     uint64_t taken, begun; /* bytes read of the first slot in, written of the next slot out */
 } conduit;
 
+size_t dlp_slots_bytes(uint32_t count, size_t size);
+void dlp_slots_init(slots *s, uint32_t count, size_t size);
 ssize_t dlp_take(conduit *c, char *to, size_t n);
 ssize_t dlp_put(conduit *c, const char *from, size_t n);
 int dlp_ready(conduit *c, int out, int in, int ms);

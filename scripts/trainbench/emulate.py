@@ -37,6 +37,29 @@ class Vectors:
         """Copy the weights to the memory at address ``into``."""
         cpu.copy(into, self.weight_address, 4 * self.length)
 
+    def room(self) -> Memory:
+        """Return memory of the group's length."""
+        return Memory(self.length)
+
+    def hand_over(self) -> int:
+        """Return where the weights are; nothing has to be brought anywhere."""
+        return self.weight_address
+
+    def landed(self) -> None:
+        """Wait for nothing: the weights are on the host."""
+
+    def lift(self, address: int) -> None:
+        """Leave a vector where it is."""
+
+    def take(self, address: int) -> None:
+        """Subtract a vector from the weights."""
+        cpu.run("axpy", self.weight_address, address, self.length, -1.0)
+
+    def export_grad(self, start: int = 0, count: int | None = None) -> None:
+        """Leave gradients where they are, as ``import_grad`` does."""
+
+    import_grad = export_grad
+
     def step(self) -> None:
         """Move the weights against the gradients."""
         cpu.run("axpy", self.weight_address, self.grad_address, self.length, RATE)

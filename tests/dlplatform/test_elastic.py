@@ -170,8 +170,10 @@ def test_the_next_one_is_chief_when_the_chief_has_left() -> None:
             job.cluster.counter("enrolled").add(1)
             until(lambda: len(job.cluster.here()) == 2, 10)
             assert job.cluster.is_chief()
+            job.cluster.counter("looked").wait(1)
             return True
         before = job.cluster.is_chief()
+        job.cluster.counter("looked").add(1)
         until(job.cluster.is_chief, 10)
         assert not before
         assert job.cluster.here() == [job.rank]

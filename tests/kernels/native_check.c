@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -163,11 +164,12 @@ static segment made_segment(void) {
 
 static void free_segment(segment *g) { free(g->h), free(g->data), free(g->shadow); }
 
-static counter epoch, shut, slots[THREADS + 3];
+static counter epoch, shut, places[THREADS + 3];
 
 typedef struct {
     const segment *const *where;
-    int number, fd;
+    int number;
+    conduit *way;
     oplog *log;
 } worker;
 
@@ -187,7 +189,7 @@ static void *add_ones(void *argument) {
 static void *descend(void *argument) {
     const worker *w = argument;
     operation o = {.code = OP_SGD, .k = {0, 0.5f}};
-    gate g = {&epoch, &shut, &slots[w->number]};
+    gate g = {&epoch, &shut, &places[w->number]};
     float *x = filled(FLOATS, 1);
     for (int i = 0; i < TIMES; i++)
         REQUIRE(dlp_gated(&o, w->where, &g, x, NULL, (size_t)i) == 0);
@@ -204,7 +206,7 @@ static void *look(void *argument) {
     uint64_t since = 0, now;
     for (int i = 0; i < TIMES; i++) {
         if (i == 1) dlp_cut(g->h, 1), dlp_counter_add(&epoch, 1);
-        for (int j = 0; i == 1 && j < THREADS + 3; j++) REQUIRE(dlp_left(&slots[j], 1, 60000));
+        for (int j = 0; i == 1 && j < THREADS + 3; j++) REQUIRE(dlp_left(&places[j], 1, 60000));
         REQUIRE(dlp_read_cut(g, 0, FLOATS, copy) == 0);
         REQUIRE(dlp_changed(g->h, since, stripes, 8, &now) <= g->h->stripes);
         since = now;
@@ -220,7 +222,7 @@ static void check_threads(void) {
     pthread_t threads[THREADS + 3];
     worker workers[THREADS + 3];
     for (int i = 0; i < THREADS + 3; i++) {
-        workers[i] = (worker){i > THREADS ? with : without, i, -1, NULL};
+        workers[i] = (worker){i > THREADS ? with : without, i, NULL, NULL};
         void *(*body)(void *) = i < THREADS ? add_ones : i == THREADS ? look : descend;
         REQUIRE(pthread_create(&threads[i], NULL, body, &workers[i]) == 0);
     }
@@ -261,7 +263,7 @@ static void *serve(void *argument) {
         update u = {.o = o, .start = r->start, .n = r->n, .log = w->log, .head = "head",
                     .head_bytes = 4, .payload = malloc(room),
                     .answers = answers(r) ? filled(dlp_ring_floats(), 0) : NULL};
-        REQUIRE(dlp_receive_apply(w->fd, &u, w->where) == (r->refused ? -EINVAL : 0));
+        REQUIRE(dlp_receive_apply(w->way, &u, w->where) == (r->refused ? -EINVAL : 0));
         REQUIRE(u.done == (r->refused ? 0 : r->n));
         free(u.payload), free(u.answers);
     }
@@ -278,12 +280,29 @@ static void *ask(void *argument) {
         size_t done[3] = {0}, bytes = dlp_payload_bytes(r->format, r->n, r->entries);
         int moved = 0;
         while (!moved)
-            moved = dlp_exchange(w->fd, OP_NONE, payload, bytes, (char *)back,
+            moved = dlp_exchange(w->way, OP_NONE, payload, bytes, (char *)back,
                                  back ? r->n * sizeof *back : 0, 1000, done);
         REQUIRE(moved == 1);
         free(x), free(back), free(payload);
     }
     return NULL;
+}
+
+static slots *made_row(void) {
+    size_t bytes = dlp_slots_bytes(4, 4 * PAGE);
+    slots *row = aligned_alloc(PAGE, bytes);
+    memset(row, 0, bytes);
+    dlp_slots_init(row, 4, 4 * PAGE);
+    return row;
+}
+
+/* Make both ends of a socket, or of two rows of slots. */
+static void connect_ends(conduit *a, conduit *b, int memory) {
+    int ends[2] = {-1, -1};
+    if (!memory) REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    slots *there = memory ? made_row() : NULL, *back = memory ? made_row() : NULL;
+    *a = (conduit){ends[0], -1, there, back, memory ? &back->bell : NULL, NULL, 0, 0};
+    *b = (conduit){ends[1], -1, back, there, memory ? &there->bell : NULL, NULL, 0, 0};
 }
 
 static void check_streams(void) {
@@ -293,17 +312,18 @@ static void check_streams(void) {
     int file = memfd_create("log", 0);
     REQUIRE(file >= 0 && dlp_log_init(&log) == 0);
     dlp_log_file(&log, file, 0);
-    pthread_t threads[4];
-    worker workers[4];
-    for (int i = 0; i < 4; i += 2) {
-        int ends[2];
-        REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
-        workers[i] = (worker){where, i, ends[0], i ? &log : NULL};
-        workers[i + 1] = (worker){where, i, ends[1], NULL};
+    pthread_t threads[8];
+    worker workers[8];
+    conduit ways[8];
+    for (int i = 0; i < 8; i += 2) {
+        connect_ends(&ways[i], &ways[i + 1], i >= 4);
+        workers[i] = (worker){where, i, &ways[i], i % 4 ? &log : NULL};
+        workers[i + 1] = (worker){where, i, &ways[i + 1], NULL};
         REQUIRE(pthread_create(&threads[i], NULL, serve, &workers[i]) == 0);
         REQUIRE(pthread_create(&threads[i + 1], NULL, ask, &workers[i + 1]) == 0);
     }
-    for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL), close(workers[i].fd);
+    for (int i = 0; i < 8; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < 8; i++) close(ways[i].fd), free(ways[i].in);
     REQUIRE(dlp_log_position(&log) == (uint64_t)lseek(file, 0, SEEK_END));
     close(file);
     free_segment(&y);

@@ -10,11 +10,11 @@ import pytest
 from liverun import DLP, MPIRUN
 from slurmhere import Here
 
+pytestmark = pytest.mark.timeout(500)
 SCRIPT = """
 import json, torch, dlplatform
 from dlplatform.job import _current
 
-pytestmark = pytest.mark.timeout(500)
 job = dlplatform.init()
 model = torch.nn.Linear(4, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
