@@ -19,6 +19,7 @@ from guest import InGuest, Outcomes, has_device, moved
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--long", action="store_true", help="all of rdma in the guest: 15 minutes")
     parser.addoption("--outcomes", metavar="FILE", help="append a line of JSON for every test")
 
 
@@ -29,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--slow"):
-        items[:] = items if has_device() else moved(items)
+        items[:] = items if has_device() else moved(items, config.getoption("--long"))
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)

@@ -47,6 +47,8 @@ RULES = {
 """By name in the tables."""
 TIMES = 4
 """How many times as many minibatches the long runs train."""
+DIVERGED = 0.2
+"""Accuracy of ten classes that says so."""
 STRAGGLERS = {**LINKS, "step_s": [0.04] + [0.01] * 7}
 """One of eight workers computes four times as long."""
 WIRES = ("fp32", "bf16", "int8", "topk:0.05")
@@ -145,10 +147,18 @@ def longer(problem: str, done: dict[str, Any]) -> dict[str, Trial]:
     minibatches = TIMES * PROBLEMS[problem].minibatches
     return {
         f"long/{problem}/{name}/{seed}": trial(
-            name, problem, workers, chosen(problem, name, workers, done), seed,
+            name, problem, workers, steady(problem, name, workers, done), seed,
             minibatches=minibatches,
         )
         for (name, workers), seed in itertools.product(
             [("alone", 1), *((name, 16) for name in RULES)], TEST_SEEDS
         )
     }  # fmt: skip
+
+
+def steady(problem: str, name: str, workers: int, done: dict[str, Any]) -> float:
+    """Return a rule's factor for long runs: half of what was chosen, once a run has diverged."""
+    factor = chosen(problem, name, workers, done)
+    found = [done.get(f"long/{problem}/{name}/{seed}") for seed in TEST_SEEDS]
+    diverged = [one["factor"] < factor or one["accuracy"] < DIVERGED for one in found if one]
+    return factor / 2 if any(diverged) else factor

@@ -162,8 +162,14 @@ def live(folder: Path, *words: str, **more: Any) -> Iterator[LiveRun]:
 
 
 def shared_memory() -> set[str]:
-    """Return the names in /dev/shm; those of other programs' MPI jobs come and go."""
-    return {name for name in os.listdir("/dev/shm") if not name.startswith("sm_segment.")}
+    """Return the names in /dev/shm that no living process uses: what somebody has left behind."""
+    names = set(os.listdir("/dev/shm"))
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            used = (entry / "maps").read_text()
+            used += "".join(os.readlink(file) for file in (entry / "fd").iterdir())
+            names -= {name for name in names if f"/dev/shm/{name}" in used}
+    return names
 
 
 @contextlib.contextmanager
