@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -283,7 +283,7 @@ def watch(console: Console, options: argparse.Namespace, before: dict[str, Figur
 
 @contextmanager
 def keys() -> Iterator[Callable[[float], str]]:
-    """Yield a function that waits some seconds for a key, of a terminal."""
+    """Yield a function that waits some seconds for a key; it is q when the terminal has gone."""
     if not sys.stdin.isatty():
 
         def wait(seconds: float) -> str:
@@ -296,14 +296,20 @@ def keys() -> Iterator[Callable[[float], str]]:
     import tty
 
     def pressed(seconds: float) -> str:
-        return sys.stdin.read(1) if select.select([sys.stdin], [], [], seconds)[0] else ""
+        if not select.select([sys.stdin], [], [], seconds)[0]:
+            return ""
+        try:
+            return sys.stdin.read(1) or "q"
+        except OSError:
+            return "q"
 
     state = termios.tcgetattr(sys.stdin)
     tty.setcbreak(sys.stdin)
     try:
         yield pressed
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, state)
+        with suppress(termios.error):
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, state)
 
 
 def drain(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -114,6 +115,22 @@ def test_top_is_live_in_a_terminal_until_q_or_ctrl_c(key: str) -> None:
                     os.read(screen, 1 << 16)
         os.close(screen)
     assert os.waitstatus_to_exitcode(found[1]) == 0
+
+
+def test_top_ends_with_its_terminal() -> None:
+    """Also where nobody hears of SIGHUP, as under nohup."""
+    with Boxes(1, "tcp") as boxes:
+        child, screen = pty.fork()
+        if not child:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            os.environ.update({wire.SECRET: boxes.secret, "COLUMNS": "200", "TERM": "xterm"})
+            os.execv(DLP[0], [*DLP, "top", *boxes.addresses])
+        until(screen, boxes.addresses[0])
+        os.close(screen)
+        end = time.monotonic() + 10
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
 
 def test_rates_are_differences_of_one_box() -> None:
