@@ -2,13 +2,15 @@
 
 python scripts/lanes.py [WORDS FOR PYTEST]
 
-One lane prints as it goes, what the other has said comes at the end. The exit status is 0 when all
-have passed.
+One lane prints as it goes, what the other has said comes at the end. Two lanes on few cores take
+time from each other, so tests that failed run again, alone, before they count; each is named. The
+exit status is 0 when all have passed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -19,8 +21,13 @@ from pathlib import Path
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "lanes"
 MAIN = ["tests", "--ignore=tests/launch", "-m", "not rdma"]
 BESIDE = [["tests/launch"], ["-m", "rdma"]]
+PASSED, FAILED = 0, 1
+"""Exit codes of pytest; with any other one it has not run its tests."""
+AGAIN = 20
+"""More failures than that are no matter of time."""
 
 
 class Lane(threading.Thread):
@@ -35,11 +42,11 @@ class Lane(threading.Thread):
     def run(self) -> None:
         """Run them all, unless the lane is closed before."""
         with self.log.open("w") as out:
-            for words in self.runs:
+            for number, words in enumerate(self.runs):
                 if not self.over:
                     self.process = subprocess.Popen(
-                        pytest(words), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                        start_new_session=True,
+                        pytest(f"beside{number}", words), cwd=ROOT, stdin=subprocess.DEVNULL,
+                        stdout=out, stderr=out, start_new_session=True,
                     )  # fmt: skip
                     self.codes.append(self.process.wait())
 
@@ -52,9 +59,25 @@ class Lane(threading.Thread):
         self.join(30)
 
 
-def pytest(words: list[str]) -> list[str]:
-    """Return the command of one run."""
-    return [sys.executable, "-m", "pytest", *words, *sys.argv[1:]]
+def pytest(name: str, words: list[str]) -> list[str]:
+    """Return the command of one run, which writes down what became of each test."""
+    outcomes = BUILD / f"{name}.outcomes"
+    outcomes.unlink(missing_ok=True)
+    return [sys.executable, "-m", "pytest", *words, "--outcomes", str(outcomes), *sys.argv[1:]]
+
+
+def failures() -> list[str]:
+    """Return the tests that have failed, of all runs."""
+    lines = [line for file in BUILD.glob("*.outcomes") for line in file.read_text().splitlines()]
+    return [one["test"] for one in map(json.loads, lines) if one["outcome"] == "failed"]
+
+
+def again(failed: list[str]) -> int:
+    """Run tests once more, with nothing beside them; return pytest's exit code."""
+    print(f"lanes: once more, alone: {' '.join(failed)}", flush=True)
+    (BUILD / "again").write_text("\n".join(failed))
+    command = [sys.executable, "-m", "pytest", f"@{BUILD / 'again'}", *sys.argv[1:]]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 def stopped(number: int, frame: FrameType | None) -> None:
@@ -63,24 +86,29 @@ def stopped(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> int:
-    """Run both lanes; return 1 when a run did not pass, 130 when stopped."""
+    """Run both lanes; return 1 when a test did not pass, 130 when stopped."""
     signal.signal(signal.SIGTERM, stopped)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C, too
-    (ROOT / "build").mkdir(exist_ok=True)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    for old in BUILD.glob("*.outcomes"):
+        old.unlink()
     begin = time.monotonic()
-    lane = Lane(BESIDE, ROOT / "build" / "tests-beside.log")
+    lane = Lane(BESIDE, BUILD / "beside.log")
     lane.start()
     try:
-        code = subprocess.run(pytest(MAIN), cwd=ROOT, check=False).returncode
+        code = subprocess.run(pytest("main", MAIN), cwd=ROOT, check=False).returncode
         print(f"lanes: the first after {time.monotonic() - begin:.0f} s", flush=True)
         while lane.is_alive():
             lane.join(1)
+        print(lane.log.read_text(), flush=True)
+        codes, failed = {code, *lane.codes}, failures()
+        if FAILED in codes <= {PASSED, FAILED} and 0 < len(failed) <= AGAIN:
+            codes = {again(failed)}
     except KeyboardInterrupt:
         lane.close()
         return 130
-    print(lane.log.read_text(), flush=True)
-    print(f"lanes: both after {time.monotonic() - begin:.0f} s, exit codes {[code, *lane.codes]}")
-    return int(any([code, *lane.codes]))
+    print(f"lanes: all after {time.monotonic() - begin:.0f} s; failed at first: {len(failed)}")
+    return int(codes != {PASSED})
 
 
 if __name__ == "__main__":

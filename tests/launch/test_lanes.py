@@ -1,0 +1,55 @@
+"""The two lanes of CI: what fails once may have been short of time, what fails twice has failed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ONCE = """
+from pathlib import Path
+
+def test_once():
+    seen = Path(__file__).with_suffix(".seen")
+    if not seen.exists():
+        seen.touch()
+        raise AssertionError("busy")
+"""
+FABRIC = """
+import pytest
+
+@pytest.mark.rdma
+def test_fabric():
+    assert True
+"""
+CASES = {
+    "passes": ("def test(): pass", 0, "failed at first: 0"),
+    "passes alone": (ONCE, 0, "failed at first: 1"),
+    "fails": ("def test_never(): assert 0", 1, "failed at first: 1"),
+    "does not load": ("import nothing_of_this_name", 1, "failed at first: 0"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_a_failure_counts_when_it_comes_twice(tmp_path: Path, case: str, beside: bool) -> None:
+    for name in ("scripts/lanes.py", "tests/conftest.py", "tests/support/guest.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "tests" / "launch").mkdir()
+    text, code, words = CASES[case]
+    texts = ("def test(): pass", text) if beside else (text, "def test(): pass")
+    (tmp_path / "tests" / "test_main.py").write_text(texts[0])
+    (tmp_path / "tests" / "launch" / "test_beside.py").write_text(texts[1])
+    (tmp_path / "tests" / "test_fabric.py").write_text(FABRIC)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "scripts" / "lanes.py"), "-q", "-p", "no:cacheprovider"],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    assert words in done.stdout
