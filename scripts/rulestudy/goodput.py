@@ -88,7 +88,7 @@ def closed_form(site: Site) -> tuple[float, float]:
     return alone, 1 - away - site.failover_s * count / site.mttf_s
 
 
-def lived(rule: str, fields: dict[str, Any], seed: int, mttf_s: float = 20.0) -> dict[str, float]:
+def lived(rule: str, fields: dict[str, Any], seed: int, mttf_s: float = 3.0) -> dict[str, float]:
     """Return what a rule's own code does while 8 of 16 workers may die, in simulated time."""
     random = Random(seed)
     deaths = {worker: random.expovariate(1 / mttf_s) for worker in range(1, 9)}

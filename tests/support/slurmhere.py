@@ -20,7 +20,7 @@ from launch.slurm.queue import HELD
 TOP = Path(__file__).resolve().parents[2]
 SCRIPT = TOP / "scripts" / "slurm_here.sh"
 SUPPORT = Path(__file__).parent
-PATIENCE_S = 240.0
+PATIENCE_S = 420.0
 POINTS = ("task=test/points", "launcher=slurm", "run.progress=plain")
 LIMIT = (
     *POINTS, "rule=ssgd", "workers=2", "boxes=2", "slurm.nodes=2", "slurm.time=1",

@@ -14,7 +14,7 @@ from runs import equal, state, weights
 from slurmhere import LIMIT, POINTS, Followed, Here, gone, lines
 from tinytask import recorded
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = pytest.mark.timeout(700)
 
 SHORT = ("run.minibatches=12", "run.eval_every=12", "run.dir=run")
 SLOW = ("task.slow_s=0.05", "run.minibatches=4000", "run.eval_every=40", "run.dir=run")

@@ -10,7 +10,7 @@ import pytest
 from liverun import DLP, MPIRUN
 from slurmhere import Here
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = pytest.mark.timeout(700)
 SCRIPT = """
 import json, torch, dlplatform
 from dlplatform.job import _current

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from slurmhere import POINTS, Followed, Here
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = pytest.mark.timeout(700)
 
 SHORT = ("run.minibatches=12", "run.eval_every=6", "hydra.sweep.dir=sweep")
 
