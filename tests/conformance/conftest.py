@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import hands
-from places import APART, BOXES, TESTED, TRANSPORTS, Open, Place, connect, each
+from places import APART, BOXES, OPEN_S, TESTED, TRANSPORTS, Open, Place, connect, each
 
 from dlplatform.memorybox.cluster import Cluster
 
@@ -55,7 +55,7 @@ def opened() -> Iterator[ExitStack]:
 def join(place: Place, job: str, opened: ExitStack) -> Open:
     """Open a cluster on the first ``boxes`` boxes, closed at the end of the test."""
 
-    def open_cluster(boxes: int = 1, job: str = job, timeout_s: float = 20.0) -> Cluster:
+    def open_cluster(boxes: int = 1, job: str = job, timeout_s: float = OPEN_S) -> Cluster:
         cluster = connect(place, job, boxes, timeout_s)
         opened.callback(cluster.close)
         return cluster

@@ -61,7 +61,7 @@ CLAIM = """
 def main(cluster, rank):
     counter, taken = cluster.counter("n"), []
     cluster.counter("ready").add()
-    cluster.counter("ready").wait(4, 20)
+    cluster.counter("ready").wait(4, 60)
     while (seen := counter.value) < 300:
         if counter.swap(seen, seen + 1) == seen:
             taken.append(seen)
