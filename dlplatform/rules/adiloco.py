@@ -121,7 +121,7 @@ class AsyncDiLoCo(Rule):
     """Steps of the fastest worker between exchanges (H)."""
     rate: float = 0.7
     """Rate of the outer step."""
-    momentum: float = 0.9
+    momentum: float = 0.5
     """Nesterov momentum of the outer step."""
     every: int | None = None
     """Drifts between two steps of the momentum (n); none: as many as workers."""

@@ -44,7 +44,7 @@ class HALoS(Rule):
     """Workers in a group; none: those of a host, or 2."""
     rate: float = 0.7
     """Rate of the global outer step."""
-    momentum: float = 0.9
+    momentum: float = 0.5
     """Nesterov momentum of the global outer step, which follows once in as many as groups."""
     local_momentum: float = 0.0
     """The same for a group's weights, which follow with rate 1."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class QuorumDiLoCo(DiLoCo):
     """Take outer steps with those who come within a grace window."""
 
+    momentum: float = 0.5
+    """Nesterov momentum of the outer step."""
     delay: int = 1
     """Steps computed while an exchange is under way; 0: wait for it."""
     needed: int = 1

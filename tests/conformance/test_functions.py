@@ -66,6 +66,8 @@ def test_b01_ordered_registration(place: Place, join: Open, job: str, opened: Ex
 @pytest.mark.parametrize("weights", [None, [3, 1, 0], [1, 0, 1]], ids=str)
 def test_b02_equal_and_weighted_segments(join: Open, weights: list[float] | None) -> None:
     cluster = join(BOXES)
+    status = [transport.call for transport in cluster.transports]
+    wait_for(lambda: all(call("status")["jobs"] == 1 for call in status), 30)  # no earlier test's
     before = [held(cluster, box) for box in range(BOXES)]
     info = cluster.create("w", LENGTH, weights)
     parts = weights or [1, 1, 1]

@@ -69,13 +69,13 @@ def together(
     results: list[Any] = [None] * (size + late)
     errors: list[BaseException] = []
 
-    def worker(rank: int) -> None:
+    def worker(number: int) -> None:
         opened: list[Job] = []
         try:
-            rank = rank if rank < size else enrol(where)
+            rank = number if number < size else enrol(where)
             world = World(rank, size, rank, size)
             opened.append(Job.open(world, where, **{"timeout_s": 20.0, **job}))
-            results[rank] = body(opened[0])
+            results[number] = body(opened[0])
             opened[0].finish()
             opened[0].close()
         except BaseException as error:
