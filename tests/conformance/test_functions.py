@@ -29,6 +29,7 @@ from places import (
     in_background,
     made,
     random,
+    wait_for,
 )
 
 from dlplatform.errors import BoxError, EnvironmentMissing, PeerLost, UsageError

@@ -118,7 +118,7 @@ def test_adiloco_by_hand(transport: str) -> None:
             x = w
         seen.append(x)
     with place(transport) as where:
-        check(walk(where, "adiloco", 12, interval=2, every=2), iter(seen), w)
+        check(walk(where, "adiloco", 12, interval=2, every=2, momentum=0.9), iter(seen), w)
 
 
 @each_transport
