@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from dlplatform.errors import UsageError
 from dlplatform.memorybox.memory import Memory
-from kernels import cpu
+from dlplatform.rules.vectors import OnHost
 
 if TYPE_CHECKING:
-    from dlplatform.device import Locked
     from dlplatform.rules.descent import Descent
 
 ALIGN = 16  # floats: every parameter starts on a cache line
@@ -35,7 +34,7 @@ def vector(address: int, length: int, owner: object = None) -> Tensor:
     return torch.frombuffer(raw, dtype=torch.float32)
 
 
-class FlatGroup:
+class FlatGroup(OnHost):
     """One weight vector and one gradient vector under the parameters of a group.
 
     Frozen parameters (``requires_grad=False``) and repeated (tied) ones take no room.
@@ -171,48 +170,6 @@ class FlatGroup:
     def descent(self) -> Descent:
         """Return the group's optimizer as an operation of the boxes, made when a rule asks."""
         return self.describe()
-
-    def copy_weight(self, into: int) -> None:
-        """Copy the weights to the memory at address ``into``."""
-        cpu.copy(into, self.weight_address, 4 * self.length)
-
-    # -- the host's copy, where the vectors are elsewhere ------------------------------------
-
-    def changed(self) -> None:
-        """Take note that the optimizer has changed the weights."""
-
-    def give_back(self) -> None:
-        """Bring weights back that a rule may have changed on the host."""
-
-    def hand_over(self) -> int:
-        """Begin to bring the weights of now to the host; return where they will be."""
-        return self.weight_address
-
-    def landed(self) -> None:
-        """Wait until what was handed over is on the host."""
-
-    def settle(self) -> None:
-        """Keep the optimizer from changing weights that are still being handed over."""
-
-    def lift(self, address: int) -> None:
-        """Bring a vector of the host to where the weights are, ahead of ``take``."""
-
-    def take(self, address: int) -> None:
-        """Subtract a vector of the host from the weights."""
-        cpu.run("axpy", self.weight_address, address, self.length, -1.0)
-
-    def room(self) -> Memory | Locked:
-        """Return host memory of the group's length from which copies are quick."""
-        return Memory(self.length)
-
-    def export_grad(self, start: int = 0, count: int | None = None) -> None:
-        """Bring gradients to the host."""
-
-    def import_grad(self, start: int = 0, count: int | None = None) -> None:
-        """Bring gradients back from the host."""
-
-    def close(self) -> None:
-        """Let go of memory that others unmap."""
 
     def norm(self, address: int) -> float:
         """Return the Euclidean norm of a vector of the group's length."""

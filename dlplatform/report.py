@@ -170,19 +170,20 @@ UNREPEATED = (
 def repeat(trainer: Trainer) -> str:
     """Return a command line that does the run again."""
     s = trainer.settings
+    by_mpi = s["cluster"]["transport"] == "mpi"  # also where people have typed mpirun themselves
+    launcher = "mpirun" if by_mpi else s.get("launcher", "local")
     words = [
         f"task={s['task']['name']}",
         f"rule={s['rule']['name']}",
         f"workers={trainer.job.size}",
         *([f"stages={trainer.cut.stages}"] if trainer.cut.stages > 1 else []),
         f"boxes={len(trainer.job.cluster.transports)}",
-        *([f"launcher={s['launcher']}"] if s.get("launcher", "local") != "local" else []),
+        *([f"launcher={launcher}"] if launcher != "local" else []),
         f"seed={trainer.seed}",
         f"run.minibatches={trainer.total}",
         *changed("rule", s["rule"], find_rule(s["rule"]["name"])),
         *changed("task", s["task"], type(trainer.task)),
         *changed("cluster", s["cluster"], ClusterConfig),
-        *(["launcher=mpirun"] if s["cluster"]["transport"] == "mpi" else []),
         *changed("run", s["run"], RunConfig),
         *changed("pipeline", s.get("pipeline", {}), PipelineConfig),
     ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from dlplatform.memorybox.memory import Memory
 from dlplatform.rules.rule import find_rule
+from dlplatform.rules.vectors import OnHost
 from kernels import cpu
 from trainbench import processes
 from trainbench.processes import Result, Seat
@@ -20,45 +21,23 @@ from trainbench.processes import Result, Seat
 RATE, BEFORE = -0.01, 3
 
 
-class Vectors:
+class Vectors(OnHost):
     """The weights and gradients of an emulated network, as a rule sees a ``FlatGroup``."""
 
     def __init__(self, name: str, length: int) -> None:
         self.name, self.length = name, length
         self._weight, self._owner = Memory(length), object()
         self._grad = Memory(length)
-        self.weight_address, self.grad_address = self._weight.address, self._grad.address
+        self.grad_address = self._grad.address
+
+    @property
+    def weight_address(self) -> int:
+        """Return where the weights are."""
+        return self._weight.address
 
     def place_grad(self, address: int, owner: object) -> None:
         """Keep the gradients in other memory from now on."""
         self.grad_address, self._owner = address, owner
-
-    def copy_weight(self, into: int) -> None:
-        """Copy the weights to the memory at address ``into``."""
-        cpu.copy(into, self.weight_address, 4 * self.length)
-
-    def room(self) -> Memory:
-        """Return memory of the group's length."""
-        return Memory(self.length)
-
-    def hand_over(self) -> int:
-        """Return where the weights are; nothing has to be brought anywhere."""
-        return self.weight_address
-
-    def landed(self) -> None:
-        """Wait for nothing: the weights are on the host."""
-
-    def lift(self, address: int) -> None:
-        """Leave a vector where it is."""
-
-    def take(self, address: int) -> None:
-        """Subtract a vector from the weights."""
-        cpu.run("axpy", self.weight_address, address, self.length, -1.0)
-
-    def export_grad(self, start: int = 0, count: int | None = None) -> None:
-        """Leave gradients where they are, as ``import_grad`` does."""
-
-    import_grad = export_grad
 
     def step(self) -> None:
         """Move the weights against the gradients."""

@@ -70,7 +70,8 @@ def test_a_job_out_of_time_saves_and_comes_back(here: Here, long: dict[str, Foll
     assert "stopped on request at minibatch" in job.out
     assert "back to the queue, exit code 75, restart 1 of 10" in job.out
     assert int(here.state(job.number)["Restarts"]) >= 1
-    assert "1000 minibatches from " in job.out
+    banners = [line for line in job.out.splitlines() if " parameters, 1000 minibatches" in line]
+    assert "1000 minibatches from " in banners[-1]
     assert state(folder / "run")["position"] == 1000
     once = [word for word in LIMIT if not word.startswith(("slurm.", "run.dir", "launcher"))]
     done = here.dlp("train", *once, "run.dir=once", "run.threads=1", cwd=folder)
