@@ -65,6 +65,19 @@ def test_goodput_of_restart_all_agrees_with_its_closed_form() -> None:
         assert others > alone
 
 
+def test_a_rule_whose_long_run_diverged_runs_again_at_half_its_rate() -> None:
+    from rulestudy import plan
+
+    done = {key: {"accuracy": 0.9, "loss": 0.1} for key in plan.tuning("digits")}
+    usual = plan.chosen("digits", "alone", 1, done)
+    assert plan.steady("digits", "alone", 1, done) == usual
+    for factor, accuracy in ((usual, 0.1), (usual / 2, 0.9)):  # it has diverged, it has not again
+        done["long/digits/alone/0"] = {"factor": factor, "accuracy": accuracy}
+        assert plan.steady("digits", "alone", 1, done) == usual / 2
+    done["long/digits/alone/0"] = {"factor": usual, "accuracy": 0.9}
+    assert plan.steady("digits", "alone", 1, done) == usual
+
+
 def test_a_typo_is_one_line() -> None:
     done = study("--json", "x.json", "--only", "tset")
     assert done.returncode == 2
