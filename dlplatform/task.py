@@ -50,6 +50,10 @@ class Task(ABC):
 
     primary: ClassVar[str] = "accuracy"
     source: ClassVar[str] = ""
+    parameters: ClassVar[int] = 0
+    """Values that its networks train, as it is set by default; for ``dlp tasks``."""
+    expected: ClassVar[str] = ""
+    """The test score it reaches as it is set by default; for ``dlp tasks``."""
 
     seed: int = 0
 

@@ -147,10 +147,18 @@ def verb_help(verb: str, words: Sequence[str] = ()) -> None:
 
 def tasks_table(words: Sequence[str] = ()) -> None:
     """Print ``dlp tasks``."""
-    table = Table("task", "what it is", "ranked by", "source", box=None, pad_edge=False)
+    table = Table("task", "what it is", "size", "test score", "source", box=None, pad_edge=False)
     for name, cls in tasks().items():
-        table.add_row(name, first_line(cls), cls.primary, cls.source)
+        score = f"{cls.primary} {cls.expected}".strip()
+        table.add_row(name, first_line(cls), size(cls.parameters), score, cls.source)
     _console().print(table)
+
+
+def size(parameters: int) -> str:
+    """Return a number of values that a network trains, in words of a table."""
+    if not parameters:
+        return ""
+    return f"{parameters / 1e3:.0f} k" if parameters < 1e6 else f"{parameters / 1e6:.1f} M"
 
 
 def _train(console: Console, chosen: dict[str, str]) -> None:

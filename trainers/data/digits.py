@@ -9,7 +9,6 @@ Shape legend: N samples, H height, W width.
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.nn import functional
 
 from dlplatform.errors import EnvironmentMissing
 from trainers.data.mnist import load_mnist
+from trainers.data.samples import Samples
 from trainers.pictures.ink import fit
 
 SIDE = 28
@@ -32,20 +32,7 @@ MNIST_VALIDATION = 12
 MNIST_BOX = 20
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Grey images (uint8, ink is bright) and their labels (int64)."""
-
-    images_NHW: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.labels)
-
-    def take(self, index: Tensor | slice) -> Samples:
-        """Return the samples at some indices, in that order."""
-        return Samples(self.images_NHW[index], self.labels[index])
+DIGITS = tuple("0123456789")
 
 
 @cache
@@ -55,7 +42,7 @@ def load_digits(folder: str = "") -> dict[str, Samples]:
     Raises UsageError for a folder without whole MNIST files.
     """
     if folder:
-        train, test = (Samples(*map(torch.from_numpy, part)) for part in load_mnist(Path(folder)))
+        train, test = (_samples(*map(torch.from_numpy, part)) for part in load_mnist(Path(folder)))
         val, rest = stratified(train.labels, [len(train) // MNIST_VALIDATION])
         return {"train": train.take(rest), "val": train.take(val), "test": test}
     everything = _bundled()
@@ -110,4 +97,8 @@ def _bundled() -> Samples:
     with gzip.open(path, "rt") as file:
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.float32))
     small_NHW = table[:, :-1].reshape(-1, NATIVE_SIDE, NATIVE_SIDE) / 16
-    return Samples(enlarge(small_NHW), table[:, -1].long())
+    return _samples(enlarge(small_NHW), table[:, -1].long())
+
+
+def _samples(images_NHW: Tensor, labels: Tensor) -> Samples:
+    return Samples(images_NHW[:, None], labels, DIGITS)

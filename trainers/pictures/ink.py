@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 
 from dlplatform.errors import UsageError
+from trainers.pictures.files import open_picture
 
 Ink = NDArray[np.float32]
 CUT = 0.3
@@ -29,14 +30,7 @@ def read_ink(path: Path) -> Ink:
     Dark on light and light on dark give the same. Raises UsageError for a file that is no
     image or is blank.
     """
-    try:
-        with Image.open(path) as file:
-            grey = _grey(ImageOps.exif_transpose(file))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(
-            f"{path} cannot be read as an image ({error}) - allowed: PNG, JPEG, BMP, TIFF and "
-            "other files that pillow reads - convert it first"
-        ) from error
+    grey = _grey(open_picture(path))
     ink = _against_background(grey)
     written = ink > CUT
     if not written.any():

@@ -17,7 +17,7 @@ def test_sizes_and_values() -> None:
         "val": 180,
         "test": 360,
     }
-    images = parts["train"].images_NHW
+    images = parts["train"].images_NCHW[:, 0]
     assert images.shape[1:] == (28, 28) and images.dtype == torch.uint8
     assert images.max() == 255 and images.min() == 0
 
@@ -49,7 +49,7 @@ def test_images_match_scikit_learn() -> None:
     bundled = pytest.importorskip("sklearn.datasets").load_digits()
     small = torch.from_numpy(bundled.images).float()[:, None] / 16
     big = torch.nn.functional.interpolate(small, size=(28, 28), mode="bilinear")[:, 0]
-    ours = torch.cat([part.images_NHW for part in load_digits().values()])
+    ours = torch.cat([part.images_NCHW[:, 0] for part in load_digits().values()])
     assert (ours.double().sum((1, 2)).sort().values / 255).allclose(
         big.double().sum((1, 2)).sort().values, atol=1.0
     )

@@ -183,7 +183,7 @@ def test_augmentation_changes_the_images_but_not_the_labels() -> None:
 def test_one_epoch_shows_no_image_twice() -> None:
     task = Digits(augment=False)
     epoch = torch.cat([task.batch("train", number)[0] for number in range(1257 // 16)])
-    everything = load_digits()["train"].images_NHW
+    everything = load_digits()["train"].images_NCHW
     assert len(epoch.unique(dim=0)) == min(len(epoch), len(everything.unique(dim=0)))
 
 
@@ -191,11 +191,7 @@ def test_batches_give_each_sample_once_and_unchanged() -> None:
     for split, samples in load_digits().items():
         batches = list(Digits(seed=7).batches(split))
         assert torch.cat([labels for _, labels in batches]).equal(samples.labels)
-        assert (
-            (torch.cat([x for x, _ in batches])[:, 0] * 255)
-            .round()
-            .equal(samples.images_NHW.float())
-        )
+        assert (torch.cat([x for x, _ in batches]) * 255).round().equal(samples.images_NCHW.float())
 
 
 def test_rate_rises_then_falls() -> None:
@@ -265,7 +261,9 @@ def answers(models: Models, images: list[Image.Image], png: Path) -> list[int]:
 @pytest.fixture(scope="module")
 def test_images() -> tuple[list[Image.Image], list[int]]:
     test = load_digits()["test"].take(slice(0, 30))
-    return [Image.fromarray(image) for image in test.images_NHW.numpy()], test.labels.tolist()
+    return [
+        Image.fromarray(image) for image in test.images_NCHW[:, 0].numpy()
+    ], test.labels.tolist()
 
 
 def on_paper(image: Image.Image) -> Image.Image:
