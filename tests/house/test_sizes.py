@@ -12,7 +12,10 @@ FILE, FUNCTION, MEDIAN, NINE_OF_TEN = 400, 80, 12, 40
 PARAMETERS, CORE = 6, 7000
 TRAINER = range(80, 251)
 FEWEST, MOST, LEVELS = 2, 12, 3
-ROOMY = {"dlplatform": 21, "memorybox": 33, "rules": 24}  # one file a noun
+ROOMY = {  # one file a noun, a rule, a system
+    **{"dlplatform": 21, "memorybox": 33, "rules": 24},
+    **{"blocks": 24, "data": 20, "synth": 20, "zoo": 20},
+}
 FAMILIES = ("dlplatform/rules/", "dlplatform/transports/")  # one file each, any number
 NAMELESS = {"manager", "handler", "helper", "helpers", "util", "utils"}
 TOP = {
