@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a command of this project on real RDMA verbs: in a guest with two Soft-RoCE devices, under
-# software emulation, on this machine's own files (read-only; what the command writes goes to RAM).
+# Runs a command of this project on real RDMA verbs: in a guest with two Soft-RoCE devices and two
+# NUMA nodes, under software emulation, on this machine's own files (read-only; what the command writes goes to RAM).
 #   usage: bash scripts/rdma_vm/run.sh [--limit SECONDS] [--share DIR] COMMAND...
 #     --limit   end the guest after so long (default: RDMA_VM_LIMIT, or 300)
 #     --share   a folder that the command may write to, as /run/share
@@ -47,6 +47,8 @@ cat "$work/out" &
 reader=$!
 code=0
 timeout --foreground -k 5 "$LIMIT" qemu-system-x86_64 -M q35 -accel tcg,thread=multi,tb-size=512 -cpu max -smp 2 -m 4096 \
+    -object memory-backend-ram,id=near,size=2G -object memory-backend-ram,id=far,size=2G \
+    -numa node,cpus=0,memdev=near -numa node,cpus=1,memdev=far \
     -nodefaults -no-user-config -display none -no-reboot -nic none -device virtio-rng-pci \
     -serial "file:$work/console" \
     -chardev "file,id=out,path=$work/out" -device virtio-serial-pci -device virtserialport,chardev=out \

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 SHARDS = 2
 """The guest has two processors."""
 LIMIT_S, LAST_WORDS = 1500, 30
-BRIEF = "/test_transports.py", "/test_transport_jobs.py", "/transports/"
-"""The tests of transports; operations, functions and views over verbs run with --long, too."""
+BRIEF = "/test_transports.py", "/test_transport_jobs.py", "/transports/", "/test_numa.py"
+"""Transports and nodes; operations, functions and views over verbs run with --long, too."""
 PYTEST = "python -m pytest --slow --tb=short -q -p no:cacheprovider"
 
 
