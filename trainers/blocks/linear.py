@@ -19,7 +19,7 @@ def fit_linear(x: Tensor, labels: Tensor, classes: int, decay: float = 1e-4) -> 
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     search = torch.optim.LBFGS(
-        model.parameters(), max_iter=200, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        model.parameters(), max_iter=200, tolerance_change=1e-5, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:

@@ -1,0 +1,201 @@
+"""What every task keeps to, whatever it trains: one suite for all that ``dlp tasks`` lists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import weights
+from tinyjobs import at, run, settings
+from torch.utils._pytree import tree_leaves
+
+from dlplatform.checkpoint import make_task
+from dlplatform.errors import Preempted
+from dlplatform.memorybox.process import Boxes
+from dlplatform.seeds import derive
+from dlplatform.task import Models, Task, tasks
+from dlplatform.trainer import Trainer
+from dlplatform.world import World
+
+ROOT = Path(__file__).parents[2]
+CURVES = Path(__file__).with_name("curves.json")
+NAMES = [name for name, cls in tasks().items() if cls.__module__.startswith("trainers.")]
+SEED, STEPS, HALF, ROUNDS, WORKERS = 3, 20, 10, 4, 2
+
+every_task = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def small(name: str) -> dict[str, Any]:
+    """Return fields that make minibatches small where a task has a size of them."""
+    known = {field.name for field in fields(tasks()[name])}
+    return {"batch_size": 4} if "batch_size" in known else {}
+
+
+def task_of(name: str, seed: int = SEED, **more: Any) -> Task:
+    return make_task({"name": name, "seed": seed, **small(name), **more})
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Tell whether two batches are equal, whatever they are made of."""
+    leaves, others = tree_leaves(one), tree_leaves(other)
+    return len(leaves) == len(others) and all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
+        for a, b in zip(leaves, others, strict=True)
+    )
+
+
+@every_task
+def test_a_minibatch_is_a_function_of_seed_and_number(name: str) -> None:
+    task = task_of(name)
+    first, second = task.batch("train", 5), task.batch("train", 6)
+    assert equal(first, task_of(name).batch("train", 5))
+    assert equal(first, task.batch("train", 5))
+    assert not equal(first, second)
+    assert not equal(first, task_of(name, seed=SEED + 1).batch("train", 5))
+
+
+@every_task
+def test_it_says_what_it_is(name: str) -> None:
+    cls = tasks()[name]
+    assert cls.source and float(cls.expected.split()[0]) and cls.__doc__
+    task = make_task({"name": name, "seed": SEED})
+    models = task.models()
+    trained = {id(p): p.numel() for group in task.groups(models).values() for p in group}
+    assert sum(trained.values()) == cls.parameters
+
+
+@every_task
+def test_it_has_a_recipe(name: str) -> None:
+    known = {field.name for field in fields(tasks()[name])}
+    for end in ("", "_full") if "data" in known else ("",):
+        recipe = ROOT / "configs" / "experiment" / f"{name}{end}.yaml"
+        head, said, _ = recipe.read_text().partition("\ndefaults:")
+        assert said and f"override /task: {name}" in recipe.read_text()
+        assert f"dlp train experiment={name}{end}" in head
+
+
+def merged(name: str, total: int) -> Models:
+    """Train on pairs of minibatches in one process: what two synchronous workers must equal."""
+    pair = [task_of(name) for _ in range(WORKERS)]
+    torch.manual_seed(derive(SEED, "init"))
+    models = pair[0].models()
+    groups = {key: list(values) for key, values in pair[0].groups(models).items()}
+    optimizers = {key: pair[0].optimizer(key, values) for key, values in groups.items()}
+    rates = {key: [g["lr"] for g in one.param_groups] for key, one in optimizers.items()}
+    for first in range(0, total, WORKERS):
+        for model in models.values():
+            model.train()
+        factor = pair[0].rate(min(1.0, (first + WORKERS) / total))
+        for key, one in optimizers.items():
+            for group, rate in zip(one.param_groups, rates[key], strict=True):
+                group["lr"] = rate * factor
+        streams = [
+            _losses(task, models, first + rank) for rank, task in enumerate(pair)
+        ]  # both yield a group's loss before either group is stepped
+        for steps in zip(*streams, strict=True):
+            key = steps[0][0]
+            optimizers[key].zero_grad(set_to_none=False)
+            for _, loss in steps:
+                (loss / WORKERS).backward()
+            for p in groups[key]:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            optimizers[key].step()
+        for rank, task in enumerate(pair):
+            task.after(models, first + rank)
+    return models
+
+
+def _losses(task: Task, models: Models, number: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a worker's losses, with the random numbers that it alone would draw."""
+    torch.manual_seed(derive(SEED, "minibatch", number))
+    stream = task.losses(models, task.batch("train", number))
+    state = torch.get_rng_state()
+    while True:
+        torch.set_rng_state(state)
+        found = next(stream, None)
+        state = torch.get_rng_state()
+        if found is None:
+            return
+        key, terms = found
+        yield key, terms if isinstance(terms, torch.Tensor) else sum(terms.values())  # type: ignore[misc]
+
+
+@pytest.mark.slow
+@every_task
+def test_two_synchronous_workers_equal_one_on_both_minibatches(name: str, tmp_path: Path) -> None:
+    total = ROUNDS * WORKERS
+    length = {"minibatches": total, "eval_every": total}
+    with Boxes(1) as boxes:
+        config = settings(
+            tmp_path, name, "ssgd", seed=SEED, run=length, cluster=at(boxes), **small(name)
+        )
+        ended = run(config, WORKERS)
+    assert [one.code for one in ended] == [0] * WORKERS, ended
+    expected = merged(name, total)
+    trained = weights(tmp_path)
+    for net, model in expected.items():
+        for key, value in model.named_parameters():
+            torch.testing.assert_close(
+                trained[f"{net}.{key}"], value.detach(), rtol=1e-3, atol=1e-5
+            )
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["baselines"], "a score means nothing without baselines"
+    assert (tmp_path / "result.png").stat().st_size > 10_000
+
+
+class Watched(Trainer):
+    """Notes the losses; judges nothing, since that takes longer than the steps."""
+
+    def __init__(self, config: dict[str, Any], stop_at: int = -1) -> None:
+        super().__init__(config, World())
+        self.stop_at, self.losses = stop_at, list[float]()
+        primary = self.task.primary
+        self.task.score = lambda models, batches: {primary: 0.0}  # type: ignore[method-assign]
+        self.task.baselines = dict  # type: ignore[method-assign, assignment]
+        self.task.picture = lambda models: None  # type: ignore[method-assign]
+
+    def step(self, number: int) -> float:
+        self.losses.append(super().step(number))
+        self.signalled |= number == self.stop_at
+        return self.losses[-1]
+
+
+@pytest.mark.slow
+@every_task
+def test_losses_are_as_recorded_and_go_on_after_a_stop(name: str, tmp_path: Path) -> None:
+    config = settings(
+        tmp_path / "whole", name, seed=SEED, run={"minibatches": STEPS, "eval_every": STEPS},
+        **small(name),
+    )  # fmt: skip
+    whole = Watched(config)
+    whole.fit()
+    config["run"]["dir"] = str(tmp_path / "halves")
+    half = Watched(config, stop_at=HALF)
+    with pytest.raises(Preempted):
+        half.fit()
+    config["resume"] = "auto"
+    rest = Watched(config)
+    rest.fit()
+    again = half.losses + rest.losses
+    torch.testing.assert_close(
+        torch.tensor(again), torch.tensor(whole.losses), rtol=1e-4, atol=1e-5
+    )
+    recorded = json.loads(CURVES.read_text())
+    assert whole.losses == pytest.approx(recorded[name], rel=0.03, abs=0.01), (
+        f"the losses have changed; if that is meant, record them: {name}: "
+        f"{[round(loss, 4) for loss in whole.losses]}"
+    )
+
+
+def test_every_curve_belongs_to_a_task() -> None:
+    assert set(json.loads(CURVES.read_text())) == set(NAMES)
