@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from dlplatform import checkpoint, device, report
+from dlplatform import checkpoint, device, lean, report
 from dlplatform.checkpoint import Checkpoint, make_task
 from dlplatform.chief import Chief
 from dlplatform.config import ClusterConfig, PipelineConfig, RunConfig
@@ -141,6 +141,8 @@ class Trainer:
 
     def _distribute(self) -> None:
         rule = {key: value for key, value in self.settings["rule"].items() if key != "name"}
+        if not self.run.compile:
+            lean.leave_compiler_out()
         self.optimizers = {}
         self.rates: dict[str, list[float]] = {}
         for name, parameters in self.cut.groups(self.models).items():
