@@ -6,4 +6,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 exec bash scripts/rdma_vm/run.sh --limit "${RDMA_VM_LIMIT:-1800}" dlp train task=zoo/digits rule=asgd \
     workers=2 boxes=2 cluster.transport=verbs cluster.timeout_s=600 run.progress=plain \
-    run.minibatches="${1:-8}" "${@:2}"
+    run.minibatches="${1:-8}" run.eval_every="${1:-8}" "${@:2}"
