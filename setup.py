@@ -60,7 +60,7 @@ setup(
     packages=find_packages(include=[f"{name}{end}" for name in PACKAGES for end in ("", ".*")]),
     package_data={
         "dlplatform": ["py.typed"],
-        "kernels": ["native/*.c", "native/*.h"],
+        "kernels": ["native/**/*.c", "native/**/*.h"],
         "configs": ["**/*.yaml"],
         "launch": ["templates/*"],
     },

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     Groups = dict[str, tuple[FlatGroup, Rule]]
 
 FORMAT = 1
+KEPT = "kept.safetensors"
 
 
 @dataclass
@@ -47,6 +48,8 @@ class Checkpoint:
     """The job's configuration."""
     scores: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    """What the task keeps beside its networks."""
 
     def save(self, folder: Path, best: bool = False) -> None:
         """Write atomically under ``folder/checkpoints`` and move ``latest`` (and ``best``)."""
@@ -73,6 +76,8 @@ class Checkpoint:
         try:
             _save_tensors(self.weights, part / "weights.safetensors")
             _save_tensors(self.moments, part / "moments.safetensors")
+            if self.kept:
+                _save_tensors(self.kept, part / KEPT)
             state = {
                 "format": FORMAT,
                 "position": self.position,
@@ -97,6 +102,7 @@ class Checkpoint:
             state = json.loads((home / "state.json").read_text())
             weights = load_file(home / "weights.safetensors")
             moments = load_file(home / "moments.safetensors")
+            kept = load_file(home / KEPT) if (home / KEPT).exists() else {}
         except FileNotFoundError:
             raise UsageError(
                 f"{home} holds no checkpoint - allowed: the folder of a run - do: give the "
@@ -108,7 +114,8 @@ class Checkpoint:
                 "which=best, or another run"
             ) from None
         keys = ("position", "scores", "history", "settings")
-        return Checkpoint(weights=weights, moments=moments, **{key: state[key] for key in keys})
+        known = {key: state[key] for key in keys}
+        return Checkpoint(weights=weights, moments=moments, kept=kept, **known)
 
 
 def exists(folder: Path) -> bool:

@@ -168,6 +168,7 @@ class Chief:
             settings={**trainer.settings, "task": task},
             scores=scores,
             history=self.history,
+            kept=trainer.task.state(),
         ).save(trainer.folder, best)
 
     def conclude(self) -> float:

@@ -113,6 +113,17 @@ class Task(ABC):
     def after(self, models: Models, number: int) -> None:
         """Run after the step of minibatch ``number`` (target networks, annealing)."""
 
+    def state(self) -> dict[str, Tensor]:
+        """Return what a worker keeps beside the networks, for checkpoints (default: nothing).
+
+        A replay memory, a target network: the chief's is saved, and given to every worker that
+        goes on from there.
+        """
+        return {}
+
+    def restore(self, models: Models, state: dict[str, Tensor]) -> None:
+        """Take back what ``state`` returned; called before the first minibatch of a resumed job."""
+
     def baselines(self) -> dict[str, float]:
         """Return the primary test score of simple methods, by name."""
         return {}

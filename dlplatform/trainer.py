@@ -161,6 +161,7 @@ class Trainer:
                 chosen.restore()
             if self.world.rank == 0:
                 checkpoint.put_states(self.job.groups, moments)
+            self.task.restore(self.models, self.saved.kept)
         self.groups = self.job.groups
         if self.world.late:  # should it become chief, it judges averages from now on
             self.judge.average = {n: group.weight.clone() for n, (group, _) in self.groups.items()}

@@ -23,13 +23,13 @@ class BuildFailed(RuntimeError):
 
 def sources() -> list[Path]:
     """Return the C files of the kernels."""
-    return sorted((HERE / "native").glob("*.c"))
+    return sorted((HERE / "native").rglob("*.c"))
 
 
 def command(target: Path) -> list[str]:
     """Return the compiler's command line; the variable CC names another compiler than cc."""
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    return [*compiler, *FLAGS, "-o", str(target), *map(str, sources())]
+    return [*compiler, *FLAGS, "-o", str(target), *map(str, sources()), "-lm"]
 
 
 def build(target: Path = LIBRARY) -> Path:

@@ -142,16 +142,17 @@ def _load() -> ctypes.CDLL:
 _library = _load()
 
 
-def _function(name: str, result: Any, *arguments: Any) -> Any:
+def function(name: str, result: Any, *arguments: Any) -> Any:
+    """Return a function of the library with its types; raise MissingKernels if it is too old."""
     try:
-        function = getattr(_library, name)
+        found = getattr(_library, name)
     except AttributeError:
         raise MissingKernels(
             f"{LIBRARY} has no {name} - allowed: a library of this version - do: "
             "python -m kernels.build"
         ) from None
-    function.restype, function.argtypes = result, arguments
-    return function
+    found.restype, found.argtypes = result, arguments
+    return found
 
 
 def check(result: int) -> int:
@@ -167,98 +168,98 @@ _size, _address = c_size_t, c_void_p
 _int, _none = c_int, None
 
 # operations and payloads
-apply = _function("dlp_apply", _none, POINTER(Operation), *[_address] * 5, _size, _size)
-copy_floats = _function("dlp_copy", _none, _address, _address, _size)
-sum_into = _function("dlp_sum", _none, _address, POINTER(c_void_p), _size, _size, c_float)
-average = _function("dlp_average", _none, POINTER(c_void_p), _size, _size, c_float)
-combine = _function(
+apply = function("dlp_apply", _none, POINTER(Operation), *[_address] * 5, _size, _size)
+copy_floats = function("dlp_copy", _none, _address, _address, _size)
+sum_into = function("dlp_sum", _none, _address, POINTER(c_void_p), _size, _size, c_float)
+average = function("dlp_average", _none, POINTER(c_void_p), _size, _size, c_float)
+combine = function(
     "dlp_combine", _none, POINTER(c_void_p), _size, POINTER(c_void_p), _size, _size, c_float
 )
-norm = _function("dlp_norm", c_double, _address, _size)
-matrix = _function("dlp_matrix", _none, *[_address] * 3, *[_size] * 3, c_float, c_float)
-payload_bytes = _function("dlp_payload_bytes", _size, _int, _size, _size)
-check_payload = _function("dlp_check_payload", _int, _int, _address, _size, _size)
-pack = _function("dlp_pack", _int, _int, _address, _address, _address, _size, _size)
-unpack = _function("dlp_unpack", _none, _int, _address, _address, _size, _size, _size)
+norm = function("dlp_norm", c_double, _address, _size)
+matrix = function("dlp_matrix", _none, *[_address] * 3, *[_size] * 3, c_float, c_float)
+payload_bytes = function("dlp_payload_bytes", _size, _int, _size, _size)
+check_payload = function("dlp_check_payload", _int, _int, _address, _size, _size)
+pack = function("dlp_pack", _int, _int, _address, _address, _address, _size, _size)
+unpack = function("dlp_unpack", _none, _int, _address, _address, _size, _size, _size)
 
 # memory
-reserve = _function("dlp_reserve", c_ssize_t, _size)
-map_file = _function("dlp_map", c_ssize_t, c_ssize_t, _size, _int, _size, _int)
-allocate = _function("dlp_allocate", c_ssize_t, _size)
-map_again = _function("dlp_map_again", c_ssize_t, c_ssize_t, _size, c_ssize_t)
-populate = _function("dlp_populate", _int, c_ssize_t, _size)
-punch = _function("dlp_punch", _int, c_ssize_t, _size)
-unmap = _function("dlp_unmap", _int, c_ssize_t, _size)
+reserve = function("dlp_reserve", c_ssize_t, _size)
+map_file = function("dlp_map", c_ssize_t, c_ssize_t, _size, _int, _size, _int)
+allocate = function("dlp_allocate", c_ssize_t, _size)
+map_again = function("dlp_map_again", c_ssize_t, c_ssize_t, _size, c_ssize_t)
+populate = function("dlp_populate", _int, c_ssize_t, _size)
+punch = function("dlp_punch", _int, c_ssize_t, _size)
+unmap = function("dlp_unmap", _int, c_ssize_t, _size)
 
 # segments
-patience = _function("dlp_patience", _none, _int)
-header_bytes = _function("dlp_header_bytes", _size, _size)
-header_init = _function("dlp_header_init", _int, _address, _size)
-header_check = _function("dlp_header_check", _int, _address, _size)
-lock = _function("dlp_lock_told", _int, _address, _size)
-try_lock = _function("dlp_try_lock", _int, _address, _size)
-unlock = _function("dlp_unlock", _none, _address, _size)
-abandon = _function("dlp_abandon", _none, _address, _size)
-owner = _function("dlp_owner", c_uint32, _address, _size)
-locked = _function(
+patience = function("dlp_patience", _none, _int)
+header_bytes = function("dlp_header_bytes", _size, _size)
+header_init = function("dlp_header_init", _int, _address, _size)
+header_check = function("dlp_header_check", _int, _address, _size)
+lock = function("dlp_lock_told", _int, _address, _size)
+try_lock = function("dlp_try_lock", _int, _address, _size)
+unlock = function("dlp_unlock", _none, _address, _size)
+abandon = function("dlp_abandon", _none, _address, _size)
+owner = function("dlp_owner", c_uint32, _address, _size)
+locked = function(
     "dlp_locked", _int, POINTER(Operation), _address, *[_size] * 2, *[_address] * 2, _size, _size,
     c_uint32,
 )  # fmt: skip
-gated = _function(
+gated = function(
     "dlp_gated", _int, POINTER(Operation), _address, POINTER(Gate), _address, _address, _size
 )
-step = _function("dlp_step", c_uint64, _address)
-cut = _function("dlp_cut", _none, _address, c_uint32)
-read_cut = _function("dlp_read_cut", _int, _address, _size, _size, _address)
-changed = _function("dlp_changed", _size, _address, c_uint64, _address, _size, _address)
+step = function("dlp_step", c_uint64, _address)
+cut = function("dlp_cut", _none, _address, c_uint32)
+read_cut = function("dlp_read_cut", _int, _address, _size, _size, _address)
+changed = function("dlp_changed", _size, _address, c_uint64, _address, _size, _address)
 
 # counters and the gate
-counter_get = _function("dlp_counter_get", c_int64, _address)
-counter_set = _function("dlp_counter_set", _none, _address, c_int64)
-counter_add = _function("dlp_counter_add", c_int64, _address, c_int64)
-counter_swap = _function("dlp_counter_swap", c_int64, _address, c_int64, c_int64)
-counter_wait = _function("dlp_counter_wait", _int, _address, c_int64, _int)
-counter_slice = _function("dlp_counter_slice", _none, c_int64)
-counter_wake = _function("dlp_counter_wake", _none, _address)
-enter = _function("dlp_enter", c_int64, POINTER(Gate))
-leave = _function("dlp_leave", _none, _address)
-left = _function("dlp_left", _int, _address, c_int64, _int)
+counter_get = function("dlp_counter_get", c_int64, _address)
+counter_set = function("dlp_counter_set", _none, _address, c_int64)
+counter_add = function("dlp_counter_add", c_int64, _address, c_int64)
+counter_swap = function("dlp_counter_swap", c_int64, _address, c_int64, c_int64)
+counter_wait = function("dlp_counter_wait", _int, _address, c_int64, _int)
+counter_slice = function("dlp_counter_slice", _none, c_int64)
+counter_wake = function("dlp_counter_wake", _none, _address)
+enter = function("dlp_enter", c_int64, POINTER(Gate))
+leave = function("dlp_leave", _none, _address)
+left = function("dlp_left", _int, _address, c_int64, _int)
 
 # conduits, and updates that come over them
-take = _function("dlp_take", c_ssize_t, _address, _address, _size)
-send = _function("dlp_send", _int, _address, _address, _size, _int)
-receive = _function("dlp_receive", _int, _address, _address, _size)
-ready = _function("dlp_ready", _int, _address, _int, _int, _int)
-hang_up = _function("dlp_hang_up", _none, _address)
-gone = _function("dlp_gone", _int, _address)
-exchange = _function(
+take = function("dlp_take", c_ssize_t, _address, _address, _size)
+send = function("dlp_send", _int, _address, _address, _size, _int)
+receive = function("dlp_receive", _int, _address, _address, _size)
+ready = function("dlp_ready", _int, _address, _int, _int, _int)
+hang_up = function("dlp_hang_up", _none, _address)
+gone = function("dlp_gone", _int, _address)
+exchange = function(
     "dlp_exchange", _int, _address, _int, _address, _size, _address, _size, _int, _address
 )
-discard = _function("dlp_discard", _int, _address, _size)
-ring_floats = _function("dlp_ring_floats", _size)
-receive_apply = _function("dlp_receive_apply", _int, _address, _address, _address)
-answer_again = _function("dlp_answer_again", _int, _address, _address, c_uint64)
-slots_bytes = _function("dlp_slots_bytes", _size, c_uint32, _size)
-slots_init = _function("dlp_slots_init", _none, _address, c_uint32, _size)
-slots_full = _function("dlp_slots_full", c_uint32, _address)
-slot = _function("dlp_slot", c_ssize_t, _address, c_uint32)
-slot_filled = _function("dlp_slot_filled", _none, _address, c_uint32)
-slot_emptied = _function("dlp_slot_emptied", _none, _address)
-bell_wait = _function("dlp_bell_wait", _int, _address, c_uint32, c_int64)
-replay = _function("dlp_replay", _int, _address, _address, c_uint64, _size, _address)
+discard = function("dlp_discard", _int, _address, _size)
+ring_floats = function("dlp_ring_floats", _size)
+receive_apply = function("dlp_receive_apply", _int, _address, _address, _address)
+answer_again = function("dlp_answer_again", _int, _address, _address, c_uint64)
+slots_bytes = function("dlp_slots_bytes", _size, c_uint32, _size)
+slots_init = function("dlp_slots_init", _none, _address, c_uint32, _size)
+slots_full = function("dlp_slots_full", c_uint32, _address)
+slot = function("dlp_slot", c_ssize_t, _address, c_uint32)
+slot_filled = function("dlp_slot_filled", _none, _address, c_uint32)
+slot_emptied = function("dlp_slot_emptied", _none, _address)
+bell_wait = function("dlp_bell_wait", _int, _address, c_uint32, c_int64)
+replay = function("dlp_replay", _int, _address, _address, c_uint64, _size, _address)
 
 # the log
-log_bytes = _function("dlp_log_bytes", _size)
-log_init = _function("dlp_log_init", _int, _address)
-log_alone = _function("dlp_log_alone", _none, _address)
-log_free = _function("dlp_log_free", _none, _address)
-log_file = _function("dlp_log_file", _none, _address, _int, c_uint64)
-log_mirror = _function("dlp_log_mirror", _none, _address, _int)
-log_position = _function("dlp_log_position", c_uint64, _address)
-log_degraded = _function("dlp_log_degraded", _int, _address)
-append = _function("dlp_append", _int, *[_address] * 4)
-record_sum = _function("dlp_record_sum", c_uint64, *[_address] * 3)
-record_check = _function("dlp_record_check", _int, _address)
+log_bytes = function("dlp_log_bytes", _size)
+log_init = function("dlp_log_init", _int, _address)
+log_alone = function("dlp_log_alone", _none, _address)
+log_free = function("dlp_log_free", _none, _address)
+log_file = function("dlp_log_file", _none, _address, _int, c_uint64)
+log_mirror = function("dlp_log_mirror", _none, _address, _int)
+log_position = function("dlp_log_position", c_uint64, _address)
+log_degraded = function("dlp_log_degraded", _int, _address)
+append = function("dlp_append", _int, *[_address] * 4)
+record_sum = function("dlp_record_sum", c_uint64, *[_address] * 3)
+record_check = function("dlp_record_check", _int, _address)
 
 copy = ctypes.memmove
 

@@ -17,12 +17,12 @@ fail() {
 # includes stream.c.
 build() {
     local sources=()
-    for source in kernels/native/*.c; do
+    for source in kernels/native/*.c kernels/native/*/*.c; do
         [ "$source" = kernels/native/stream.c ] || sources+=("$source")
     done
     "${CC:-gcc}" -std=gnu11 -g -O1 -fno-omit-frame-pointer -ffp-contract=off -fno-math-errno \
         -pthread -Wall -Wextra -Werror -DDLP_PLAIN -Ikernels/native "-fsanitize=$1" \
-        -fno-sanitize-recover=all -flto -Wlto-type-mismatch -Wl,--wrap=pthread_mutex_clocklock -o "$work/$2" tests/kernels/native_check.c "${sources[@]}"
+        -fno-sanitize-recover=all -flto -Wlto-type-mismatch -Wl,--wrap=pthread_mutex_clocklock -o "$work/$2" tests/kernels/native_check.c "${sources[@]}" -lm
 }
 
 check() { # sanitizers, name, mistake they must catch

@@ -25,7 +25,7 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 
 key() { # changes when anything that was installed would change
     { echo "$ROOT $TORCH ${DLP_PYTHON:-}"
-      cat setup.py pyproject.toml scripts/setup.sh kernels/build.py kernels/native/*.[ch]
+      cat setup.py pyproject.toml scripts/setup.sh kernels/build.py kernels/native/*.[ch] kernels/native/*/*.[ch]
     } | sha256sum | cut -d' ' -f1
 }
 

@@ -59,7 +59,7 @@ def _mlp() -> nn.Module:
 
 
 def _cnn() -> nn.Module:
-    from trainers.blocks.convnet import small_cnn
+    from trainers.nets.convnet import small_cnn
 
     return small_cnn(20, 12, 10)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainers.blocks.convnet import DeepDigitCNN, he_init
+from trainers.nets.convnet import DeepDigitCNN, he_init
 
 SIDE, CLASSES, BATCHES = 28, 10, 8
 Batch = tuple[Tensor, Tensor]

@@ -142,13 +142,13 @@ def planned() -> str:
     return grid(head, lines)
 
 
-def put(path: Path, name: str, text: str) -> None:
+def put(path: Path, name: str, text: str, script: str = "bench_train") -> None:
     """Put text between the two comments of a page that bear a name; the rest stays.
 
     Raises:
         ValueError: when the page has no such place.
     """
-    begin, end = f"<!-- {name}: written by scripts/bench_train.py -->", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name}: written by scripts/{script}.py -->", f"<!-- end of {name} -->"
     head, found, rest = path.read_text().partition(begin)
     _, closed, tail = rest.partition(end)
     if not (found and closed):

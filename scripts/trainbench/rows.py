@@ -10,7 +10,7 @@ from typing import Any
 
 from boxbench.rows import PEERS
 
-FALLING = frozenset({"s"})
+FALLING = frozenset({"s", "MiB", "products"})
 """Units of which less is better."""
 
 
@@ -37,7 +37,7 @@ class Row:
         required: the ratio to be reached; None for a row that only informs.
         ours: one figure a turn.
         theirs: the same of the peer or bound.
-        unit: ``samples/s`` or ``share`` (more is better), or ``s`` (less is better).
+        unit: ``samples/s`` or ``share`` (more is better), or one of FALLING.
         predicted: the ratio that ``trainbench/model.py`` expects.
         note: what to know about the figures.
         missing: why there are none.

@@ -63,6 +63,26 @@ def test_resume_with_averaged_weights_continues_bit_by_bit(tmp_path: Path) -> No
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
+def test_resume_gives_a_task_back_what_it_kept(tmp_path: Path) -> None:
+    tell = {"task": "test/recalling"}
+    alone(tmp_path / "whole", 40, **tell)
+    trainer = Trainer(settings(tmp_path / "parts", run={"minibatches": 40}, **tell), World())
+    stop_at(trainer, 17)
+    kept = Checkpoint.load(tmp_path / "parts").kept
+    assert torch.equal(kept["mean"], trainer.task.state()["mean"]) and kept["mean"].abs().sum() > 0
+    alone(tmp_path / "parts", 40, resume="auto", **tell)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    ends = [Checkpoint.load(tmp_path / name).kept["mean"] for name in ("whole", "parts")]
+    assert torch.equal(*ends)
+
+
+def test_a_task_that_keeps_nothing_has_no_file_for_it(tmp_path: Path) -> None:
+    alone(tmp_path, 8)
+    names = {file.name for file in (tmp_path / "checkpoints/latest").iterdir()}
+    assert names == {"weights.safetensors", "moments.safetensors", "state.json"}
+    assert Checkpoint.load(tmp_path).kept == {}
+
+
 def test_resume_from_another_folder_leaves_it_alone(tmp_path: Path) -> None:
     alone(tmp_path / "first", 20)
     before = weights(tmp_path / "first")

@@ -206,6 +206,21 @@ def test_the_manual_lists_every_setting_as_it_is(root: Path) -> None:
     assert not missing, "docs/manual_training.md lacks these tables:\n\n" + "\n\n".join(missing)
 
 
+def test_the_page_of_tasks_lists_every_task_as_it_is(root: Path) -> None:
+    from launch.help import first_line, size
+
+    text = (root / "docs" / "tasks.md").read_text()
+    rows = []
+    for name, cls in tasks().items():
+        if cls.__module__.startswith("trainers."):
+            score, data = f"{cls.primary} {cls.expected}", config.describe(cls).get("data", "-")
+            words = (f"`{name}`", first_line(cls), size(cls.parameters), score, data, cls.source)
+            rows.append(f"| {' | '.join(words)} |")
+    head = "| task | what it is | size | test score | your data | source |"
+    table = "\n".join([head, "| --- | --- | ---: | --- | --- | --- |", *rows])
+    assert rows and table in text, f"docs/tasks.md lacks this table:\n\n{table}"
+
+
 def test_the_manual_of_slurm_lists_its_settings(root: Path) -> None:
     assert table(SlurmConfig, "slurm.") in (root / "docs" / "manual_slurm.md").read_text()
 

@@ -329,6 +329,8 @@ static void check_streams(void) {
     free_segment(&y);
 }
 
+#include "native_vision.h"
+
 /* ---- mistakes on purpose: a sanitizer that misses them is not there ---- */
 
 static float shared;
@@ -358,8 +360,9 @@ int main(int count, char **words) {
     check_operations(25);
     check_hostile(3000);
     check_sums(60);
+    check_vision(60);
     check_threads();
     check_streams();
-    puts("operations, payloads, sums, threads, streams: as they should be");
+    puts("operations, payloads, sums, vision, threads, streams: as they should be");
     return 0;
 }

@@ -163,6 +163,26 @@ class Rivals(Points):
         return {"accuracy": float(models["judge"](xy).mean())}
 
 
+@task("test/recalling")
+@dataclass
+class Recalling(Points):
+    """A task that keeps the mean of the points it has seen, and moves all points by it."""
+
+    def __post_init__(self) -> None:
+        self.mean = torch.zeros(2)
+
+    def loss(self, models: Models, batch: Pair) -> Tensor:
+        xy, labels = batch
+        self.mean.lerp_(xy.mean(0), 0.1)
+        return super().loss(models, (xy - self.mean, labels))
+
+    def state(self) -> dict[str, Tensor]:
+        return {"mean": self.mean}
+
+    def restore(self, models: Models, state: dict[str, Tensor]) -> None:
+        self.mean.copy_(state["mean"])
+
+
 @task("test/tied")
 @dataclass
 class Tied(Points):

@@ -5,6 +5,7 @@ Shape legend: B batch, N samples, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,19 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlplatform.seeds import derive
-from dlplatform.task import Models
+from dlplatform.task import Models, Split
 from trainers.blocks.supervised import Supervised
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-    from trainers.data.samples import Samples
+    from trainers.data.samples import PictureSet
 
 Pair = tuple["Tensor", "Tensor"]
 EVALUATION_BATCH = 250
-LINEAR_SIDE = 32
-"""The linear classifier sees larger pictures shrunk to this."""
+MOST_VALUES = 1 << 28
+"""Baselines and pictures look at so many values of a set at most; more would fill the memory."""
+LINEAR_VALUES = 1024
+"""The linear classifier sees pictures shrunk to so many values at most."""
 
 
 @dataclass
@@ -43,8 +46,12 @@ class Classifier(Supervised):
         """Build the network: logits_BK of x_BCHW."""
 
     @abstractmethod
-    def samples(self, split: str) -> Samples:
+    def samples(self, split: str) -> PictureSet:
         """Return all pictures of ``train``, ``val`` or ``test``; called often, so keep them."""
+
+    def pair(self, part: PictureSet, number: int) -> Pair:
+        """Return the pictures of minibatch ``number`` before they are augmented."""
+        return part.pair()
 
     def augmented(self, x_BCHW: Tensor, number: int) -> Tensor:
         """Return the pictures of minibatch ``number`` changed at random (default: as they are)."""
@@ -56,8 +63,7 @@ class Classifier(Supervised):
 
         from trainers.pictures.files import read_fitted
 
-        _, channels, height, width = self.samples("test").images_NCHW.shape
-        return torch.from_numpy(read_fitted(raw, channels, height, width))[None] / 255
+        return torch.from_numpy(read_fitted(raw, *self.samples("test").shape))[None] / 255
 
     def models(self) -> Models:
         """Build the network."""
@@ -69,14 +75,12 @@ class Classifier(Supervised):
 
         samples = self.samples(split)
         picked = draw(self.seed, number, self.batch_size, len(samples))
-        x_BCHW, labels = samples.take(picked).pair()
+        x_BCHW, labels = self.pair(samples.take(picked), number)
         return self.augmented(x_BCHW, number), labels
 
     def batches(self, split: str) -> Iterator[Pair]:
-        """Yield all pictures of a split as they are, in a fixed order."""
-        samples = self.samples(split)
-        for first in range(0, len(samples), EVALUATION_BATCH):
-            yield samples.take(slice(first, first + EVALUATION_BATCH)).pair()
+        """Return all pictures of a split as they are, in a fixed order."""
+        return _portions(self.samples(split))
 
     def loss(self, models: Models, batch: Pair) -> Tensor | dict[str, Tensor]:
         """Return the softmax cross-entropy."""
@@ -100,6 +104,20 @@ class Classifier(Supervised):
         name = self.samples("test").names[best]
         return {self.answer: name, "confidence": round(float(sure_K[best]), 4)}
 
+    def split(self, models: Models, count: int) -> Split:
+        """Cut a network that says its ``units`` between them, balanced by multiply-adds."""
+        from torch.nn import functional
+
+        from trainers.blocks.balance import stages
+
+        if not hasattr(models["net"], "units"):
+            return super().split(models, count)
+        return Split(
+            stages(models["net"].units(), self.example()[0], count),  # type: ignore[operator]
+            inputs=lambda batch: batch[0],
+            loss=lambda logits, batch: functional.cross_entropy(logits, batch[1]),
+        )
+
     def baselines(self) -> dict[str, float]:
         """Return the test accuracy of a guess, an untrained network and a linear classifier."""
         import torch
@@ -107,18 +125,20 @@ class Classifier(Supervised):
 
         from trainers.blocks.linear import fit_linear
 
-        (x_NCHW, truth), (test_NCHW, labels) = (self.samples(s).pair() for s in ("train", "test"))
+        train, test = (_few(self.samples(split)) for split in ("train", "test"))
+        (x_NCHW, truth), (test_NCHW, labels) = train.pair(), test.pair()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.seed, "untrained"))
             untrained = self.models()
-        height, width = (min(LINEAR_SIDE, side) for side in x_NCHW.shape[2:])
+        most = math.isqrt(LINEAR_VALUES // x_NCHW.shape[1])
+        height, width = (min(most, side) for side in x_NCHW.shape[2:])
         rows, asked = (
             adaptive_avg_pool2d(x, (height, width)).flatten(1) for x in (x_NCHW, test_NCHW)
         )
-        linear = fit_linear(rows, truth, classes=len(self.samples("train").names))
+        linear = fit_linear(rows, truth, classes=len(train.names))
         return {
             "chance": float((labels == truth.bincount().argmax()).double().mean()),
-            "untrained": self.score(untrained, self.batches("test"))["accuracy"],
+            "untrained": self.score(untrained, _portions(test))["accuracy"],
             "linear": float((linear(asked).argmax(1) == labels).double().mean()),
         }
 
@@ -129,12 +149,13 @@ class Classifier(Supervised):
         from trainers.blocks.classify import logits
         from trainers.pictures.answers import Answer, draw_answers
 
-        test = self.samples("test")
-        said = [
-            logits(models["net"], x_BCHW).softmax(1).cpu() for x_BCHW, _ in self.batches("test")
-        ]
+        test = _few(self.samples("test"))
+        said, shown = [], []
+        for x_BCHW, _ in _portions(test):
+            said.append(logits(models["net"], x_BCHW).softmax(1).cpu())
+            shown.append((x_BCHW * 255).round().byte().movedim(1, -1))
         confidence, answer = torch.cat(said).max(1)
-        images = (test.pair()[0] * 255).byte().movedim(1, -1).numpy()
+        images = torch.cat(shown).numpy()
         names = ([test.names[k] for k in column.tolist()] for column in (test.labels, answer))
         columns = (*names, confidence.tolist())
         rows = zip(images, *columns, strict=True)
@@ -144,4 +165,17 @@ class Classifier(Supervised):
         """Return one blank picture."""
         import torch
 
-        return (torch.zeros(1, *self.samples("test").images_NCHW.shape[1:]),)
+        return (torch.zeros(1, *self.samples("test").shape),)
+
+
+def _few(samples: PictureSet) -> PictureSet:
+    """Return the set, or if it is very large, pictures from all over it."""
+    most = MOST_VALUES // math.prod(samples.shape)
+    return samples.take(slice(None, None, max(1, math.ceil(len(samples) / most))))
+
+
+def _portions(samples: PictureSet) -> Iterator[Pair]:
+    """Yield all pictures in their order, in batches of a size that fits into the memory."""
+    size = max(1, min(EVALUATION_BATCH, MOST_VALUES // 32 // math.prod(samples.shape)))
+    for first in range(0, len(samples), size):
+        yield samples.take(slice(first, first + size)).pair()

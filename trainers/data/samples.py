@@ -6,9 +6,35 @@ Shape legend: N samples, B batch, C channels, H height, W width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class PictureSet(Protocol):
+    """What a classifier asks of its pictures, in memory or in files."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Return the labels (int64)."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the classes."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of a picture."""
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+
+    def take(self, index: Tensor | slice) -> PictureSet:
+        """Return the pictures at some indices, in that order."""
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Return (x_BCHW in [0, 1], labels)."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +48,12 @@ class Samples:
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of a picture."""
+        channels, height, width = self.images_NCHW.shape[1:]
+        return channels, height, width
 
     def take(self, index: Tensor | slice) -> Samples:
         """Return the samples at some indices, in that order."""

@@ -1,4 +1,4 @@
-"""Draw a classifier's answers on grey images: a column per class, then the mistakes."""
+"""Draw a classifier's answers on its images: a column per class, then the mistakes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from trainers.pictures.sheet import (
     write,
 )  # fmt: skip
 
-ROWS, GAP = 4, 12
+ROWS, COLUMNS, GAP = 4, 12, 12
+"""Images shown of each class, classes shown, and pixels between them."""
 TILE, CARD_WIDTH, CARD_HEIGHT = 84, 100, 138
-NOTE = 58
+NOTE, ROOM = 58, CARD_WIDTH - 8
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,12 @@ class Answer:
 
 
 def draw_answers(title: str, answers: Sequence[Answer]) -> Image.Image:
-    """Draw four images of each class and the surest mistakes: right in green, wrong in red."""
-    classes = sorted({answer.truth for answer in answers})
+    """Draw four images of each class and the surest mistakes: right in green, wrong in red.
+
+    Of more than twelve classes, twelve are shown.
+    """
+    every = sorted({answer.truth for answer in answers})
+    classes = every[:: -(-len(every) // COLUMNS)]
     mistakes = [answer for answer in answers if answer.answer != answer.truth]
     mistakes.sort(key=lambda answer: -answer.confidence)
     sheet = _blank(len(classes), mistakes=bool(mistakes))
@@ -94,13 +99,13 @@ def _card(sheet: Image.Image, answer: Answer, column: int, top: int) -> None:
     middle, line = left + CARD_WIDTH // 2, top + TILE + 26
     short = len(answer.answer + answer.truth) < 4
     if good:
-        write(sheet, (middle, line), answer.answer, 26 if short else 14, colour, "mm")
+        write(sheet, (middle, line), answer.answer, 26 if short else 15, colour, "mm", ROOM)
     elif short:
         write(sheet, (left + 12, line), answer.answer, 26, colour)
         write(sheet, (left + CARD_WIDTH - 10, line), f"is {answer.truth}", 20, INK, anchor="rm")
     else:
-        write(sheet, (middle, line - 7), answer.answer, 14, colour, "mm")
-        write(sheet, (middle, line + 7), f"is {answer.truth}", 11, INK, "mm")
+        write(sheet, (middle, line - 8), answer.answer, 14, colour, "mm", ROOM)
+        write(sheet, (middle, line + 7), f"is {answer.truth}", 13, INK, "mm", ROOM)
     _bar(draw, (left + 12, top + CARD_HEIGHT - 10), answer.confidence, colour)
 
 

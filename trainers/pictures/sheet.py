@@ -15,6 +15,8 @@ RIGHT, WRONG = "#178a4a", "#cf2e2a"
 MARGIN, GAP, HEADER, LABEL = 40, 14, 118, 160
 LINE = 20
 """Height of a line of small text."""
+SMALLEST = 11
+"""Size of letters that can still be read."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def draw_sheet(
             sheet.paste(image, (x, top))
             for number, text in enumerate(tile.lines):
                 at = (x + image.width // 2, top + height + 14 + number * LINE)
-                write(sheet, at, _cut(text, image.width), 15, tile.colour, "mm")
+                write(sheet, at, _cut(text, image.width + GAP, 15), 15, tile.colour, "mm")
             x += image.width + GAP
         top += height + count * LINE + GAP + 6
     return sheet
@@ -80,9 +82,22 @@ def draw_heading(sheet: Image.Image, heading: Heading) -> None:
 
 
 def write(
-    sheet: Image.Image, at: tuple[int, int], text: str, size: int, colour: str, anchor: str = "lm"
+    sheet: Image.Image,
+    at: tuple[int, int],
+    text: str,
+    size: int,
+    colour: str,
+    anchor: str = "lm",
+    room: int = 0,
 ) -> None:
-    """Write a line of text, its left end ("lm"), right end ("rm") or middle ("mm") at a point."""
+    """Write a line of text, its left end ("lm"), right end ("rm") or middle ("mm") at a point.
+
+    With ``room``, text that is longer than so many pixels is written smaller, and cut if need be.
+    """
+    while room and size > SMALLEST and _length(text, size) > room:
+        size -= 1
+    if room:
+        text = _cut(text, room, size)
     if text:
         font = ImageFont.load_default(size=size)
         ImageDraw.Draw(sheet).text(at, text, fill=colour, font=font, anchor=anchor)
@@ -102,8 +117,8 @@ def _length(text: str, size: int) -> int:
     return int(ImageFont.load_default(size=size).getlength(text))
 
 
-def _cut(text: str, width: int) -> str:
-    while len(text) > 1 and _length(text, 15) > width + GAP:
+def _cut(text: str, width: int, size: int) -> str:
+    while len(text) > 1 and _length(text, size) > width:
         text = text[:-2].rstrip("…") + "…"
     return text
 

@@ -1,4 +1,4 @@
-"""Seeded distortion of grey images: rotation, shift, scale and brightness in one resampling.
+"""Seeded distortion of images: rotation, shift, scale and brightness; mirrors, shifts and tints.
 
 Shape legend: B batch, C channels, H height, W width.
 """
@@ -44,6 +44,29 @@ def distort(x_BCHW: Tensor, seed: int, most: Distortion | None = None) -> Tensor
     moved_BCHW = functional.grid_sample(x_BCHW, grid_BHW2, align_corners=False)
     light_B111 = (1 + light * most.brightness)[:, None, None, None]
     return (moved_BCHW * light_B111).clamp(0, 1)
+
+
+def mirror_shift_tint(x_BCHW: Tensor, seed: int, pixels: int, tint: float = 0.1) -> Tensor:
+    """Return pictures mirrored (half of them), shifted by whole pixels and tinted, in [0, 1].
+
+    What comes in at the borders is the picture's edge. ``tint`` is the largest change of a
+    channel's values, as a share of them.
+    """
+    random = torch.Generator().manual_seed(seed)
+    count, channels, height, width = x_BCHW.shape
+    mirrored = torch.rand(count, generator=random) < 0.5
+    right, down = torch.randint(-pixels, pixels + 1, (2, count, 1), generator=random)
+    tints = 1 + tint * (2 * torch.rand(count, channels, 1, 1, generator=random) - 1)
+    columns = (torch.arange(width) - right).clamp(0, width - 1)
+    columns[mirrored] = width - 1 - columns[mirrored]
+    rows = (torch.arange(height) - down).clamp(0, height - 1)
+    # All on the device of the pictures; drawn on the CPU, so that every device sees the same.
+    image, rows, columns, tints = (
+        part.to(x_BCHW.device)
+        for part in (torch.arange(count)[:, None, None], rows, columns, tints)
+    )
+    moved_BHWC = x_BCHW.movedim(1, -1)[image, rows[:, :, None], columns[:, None, :]]
+    return (moved_BHWC.movedim(-1, 1) * tints).clamp(0, 1)
 
 
 def _affine(turn: Tensor, scale: Tensor, right: Tensor, down: Tensor) -> Tensor:

@@ -2,6 +2,32 @@
 
 from __future__ import annotations
 
-from trainers.zoo import digits, shapes
+from trainers.zoo import (
+    dcgan,
+    digits,
+    dqn,
+    fcn,
+    inception,
+    nic,
+    resnet,
+    segnet,
+    shapes,
+    style,
+    textgen,
+    vgg,
+)
 
-__all__ = ["digits", "shapes"]
+__all__ = [
+    "dcgan",
+    "digits",
+    "dqn",
+    "fcn",
+    "inception",
+    "nic",
+    "resnet",
+    "segnet",
+    "shapes",
+    "style",
+    "textgen",
+    "vgg",
+]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlplatform.errors import UsageError
 from dlplatform.seeds import derive
-from dlplatform.task import Models, Split, task
+from dlplatform.task import Models, task
 from trainers.blocks.classifier import Classifier
 from trainers.blocks.supervised import cosine
 
@@ -71,8 +71,8 @@ class Digits(Classifier):
 
     def network(self) -> nn.Module:
         """Build the network with He-initialised weights."""
-        from trainers.blocks.convnet import DeepDigitCNN
-        from trainers.blocks.recurrent import RowLSTM
+        from trainers.nets.convnet import DeepDigitCNN
+        from trainers.nets.recurrent import RowLSTM
 
         if self.net == "lstm":
             return RowLSTM(dropout=self.dropout)
@@ -104,18 +104,6 @@ class Digits(Classifier):
         """Return the digit in an image file, as a number."""
         said = super().predict(models, raw)
         return {**said, "digit": int(said["digit"])}
-
-    def split(self, models: Models, count: int) -> Split:
-        """Cut between blocks or layers, balanced by multiply-adds."""
-        from torch.nn import functional
-
-        from trainers.blocks.balance import stages
-
-        return Split(
-            stages(models["net"].units(), self.example()[0], count),  # type: ignore[operator]
-            inputs=lambda batch: batch[0],
-            loss=lambda logits, batch: functional.cross_entropy(logits, batch[1]),
-        )
 
     def optimizer(self, group: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return Adam with the moments' decay of the paper (0.9, 0.999)."""

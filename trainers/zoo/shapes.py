@@ -60,7 +60,7 @@ class Shapes(Classifier):
 
     def network(self) -> nn.Module:
         """Build the network: two strided convolutions and a hidden layer."""
-        from trainers.blocks.convnet import small_cnn
+        from trainers.nets.convnet import small_cnn
         from trainers.synth.shapes import SHAPES, SIZE
 
         return small_cnn(SIZE, self.width, len(SHAPES))

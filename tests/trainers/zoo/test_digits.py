@@ -15,14 +15,14 @@ from torch import nn
 
 from dlplatform.errors import UsageError
 from dlplatform.task import Models, find_task
-from trainers.blocks.convnet import (
+from trainers.data.digits import load_digits
+from trainers.nets.convnet import (
     DeepDigitCNN,
     he_init,
     parameter_count,
     receptive_field,
     stack_parameters,
 )
-from trainers.data.digits import load_digits
 from trainers.synth.augment import distort
 from trainers.zoo.digits import Digits
 

@@ -13,8 +13,8 @@ from torch import nn
 from dlplatform import cli
 from dlplatform.errors import UsageError
 from trainers.blocks.balance import balanced, multiply_adds
-from trainers.blocks.convnet import parameter_count
-from trainers.blocks.recurrent import RowLSTM
+from trainers.nets.convnet import parameter_count
+from trainers.nets.recurrent import RowLSTM
 from trainers.zoo.digits import Digits
 
 WHOLE = {"cnn": 0.91, "lstm": 0.83}

@@ -8,6 +8,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
+def open_lstm(inputs: int, units: int) -> nn.LSTM:
+    """Return an LSTM layer whose forget gates start open (Jozefowicz et al., 2015)."""
+    lstm = nn.LSTM(inputs, units, batch_first=True)
+    biases = dict(lstm.named_parameters())["bias_hh_l0"]
+    nn.init.constant_(biases[units : 2 * units], 1.0)
+    return lstm
+
+
 class Recurrent(nn.Module):
     """One LSTM layer that returns its outputs of all steps.
 
@@ -15,11 +23,9 @@ class Recurrent(nn.Module):
     """
 
     def __init__(self, inputs: int, units: int) -> None:
-        """Build the layer; the forget gates start open (Jozefowicz et al., 2015)."""
+        """Build the layer."""
         super().__init__()
-        self.lstm = nn.LSTM(inputs, units, batch_first=True)
-        biases = dict(self.lstm.named_parameters())["bias_hh_l0"]
-        nn.init.constant_(biases[units : 2 * units], 1.0)
+        self.lstm = open_lstm(inputs, units)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return y_BTD."""

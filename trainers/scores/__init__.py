@@ -1,0 +1,1 @@
+"""Scores of the tasks: how well they do, and nothing of how."""
