@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-from trainers.zoo import (
-    dcgan,
-    digits,
-    dqn,
-    fcn,
-    inception,
-    nic,
-    resnet,
-    segnet,
-    shapes,
-    style,
-    textgen,
-    vgg,
-)
+from trainers.zoo import dcgan, digits, dqn, fcn, inception, resnet, segnet, shapes, textgen, vgg
 
 __all__ = [
     "dcgan",
@@ -23,11 +10,9 @@ __all__ = [
     "dqn",
     "fcn",
     "inception",
-    "nic",
     "resnet",
     "segnet",
     "shapes",
-    "style",
     "textgen",
     "vgg",
 ]
