@@ -22,8 +22,8 @@ from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "lanes"
-MAIN = ["tests", "--ignore=tests/launch", "-m", "not rdma"]
-BESIDE = [["tests/launch"], ["-m", "rdma"]]
+MAIN = ["tests", "--ignore=tests/launch", "--ignore=tests/trainers", "-m", "not rdma"]
+BESIDE = [["tests/launch"], ["-m", "rdma"], ["tests/trainers"]]
 PASSED, FAILED = 0, 1
 """Exit codes of pytest; with any other one it has not run its tests."""
 AGAIN = 20

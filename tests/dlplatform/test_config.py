@@ -48,7 +48,7 @@ def test_every_shipped_preset_composes() -> None:
         for path in files:
             name = path.relative_to(root / group).with_suffix("").as_posix()
             words = [f"{group}={name}"] + ([] if group == "experiment" else [TASK])
-            settle(*words)
+            settle(*words, *["task.start=run"] * name.endswith("_tuned"))
 
 
 def test_an_experiment_chooses_task_rule_and_sizes() -> None:

@@ -41,7 +41,9 @@ def test_a_failure_counts_when_it_comes_twice(tmp_path: Path, case: str, beside:
     for name in ("scripts/lanes.py", "tests/conftest.py", "tests/support/guest.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "tests" / "launch").mkdir()
+    for name in ("launch", "trainers"):
+        (tmp_path / "tests" / name).mkdir()
+    (tmp_path / "tests" / "trainers" / "test_more.py").write_text("def test(): pass")
     text, code, words = CASES[case]
     texts = ("def test(): pass", text) if beside else (text, "def test(): pass")
     (tmp_path / "tests" / "test_main.py").write_text(texts[0])

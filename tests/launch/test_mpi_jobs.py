@@ -195,7 +195,8 @@ def test_three_hosts_train_over_tcp(tmp_path: Path) -> None:
         many = ("-hosts", ",".join(hosts.names), "-n", "6", "-genv", "UCX_TLS", "tcp,self")
         before = hosts.line("env", "UCX_TLS=tcp,self", str(MPICH.folder / "mpirun"), *where, *many)
         dlp = (str(MPICH.folder / "dlp"),)
-        with live(tmp_path / "run", *SHORT, "rule=asgd", before=before, dlp=dlp) as run:
+        longer = ("run.minibatches=400", "run.eval_every=400")
+        with live(tmp_path / "run", *SHORT, *longer, "rule=asgd", before=before, dlp=dlp) as run:
             assert run.wait(400) == 0, run.out + run.err
             assert "4 worker(s), 2 box(es): mpi://4 mpi://5" in run.out
             result: dict[str, Any] = run.result()
