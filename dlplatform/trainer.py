@@ -66,7 +66,7 @@ class Trainer:
         self.part = self.cut.share(self.job)
         self.start = self.job.work.position
         self.chief = Chief(self)
-        if self.job.cluster.is_chief():  # said before the optimizers, which take seconds to load
+        if self.job.cluster.is_chief():  # said before anything slow
             self.chief.progress.say(report.banner(self))
         self._distribute()
         self.statistics = Statistics(self.part, self.cut.modules(self.models))

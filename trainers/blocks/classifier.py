@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dlplatform.seeds import derive
 from dlplatform.task import Models, Split
 from trainers.blocks.supervised import Supervised
 
@@ -120,16 +119,13 @@ class Classifier(Supervised):
 
     def baselines(self) -> dict[str, float]:
         """Return the test accuracy of a guess, an untrained network and a linear classifier."""
-        import torch
         from torch.nn.functional import adaptive_avg_pool2d
 
+        from trainers.blocks.alone import untrained
         from trainers.blocks.linear import fit_linear
 
         train, test = (_few(self.samples(split)) for split in ("train", "test"))
         (x_NCHW, truth), (test_NCHW, labels) = train.pair(), test.pair()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self.seed, "untrained"))
-            untrained = self.models()
         most = math.isqrt(LINEAR_VALUES // x_NCHW.shape[1])
         height, width = (min(most, side) for side in x_NCHW.shape[2:])
         rows, asked = (
@@ -138,7 +134,7 @@ class Classifier(Supervised):
         linear = fit_linear(rows, truth, classes=len(train.names))
         return {
             "chance": float((labels == truth.bincount().argmax()).double().mean()),
-            "untrained": self.score(untrained, _portions(test))["accuracy"],
+            "untrained": self.score(untrained(self), _portions(test))["accuracy"],
             "linear": float((linear(asked).argmax(1) == labels).double().mean()),
         }
 

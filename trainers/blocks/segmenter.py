@@ -169,17 +169,13 @@ class Segmenter(Supervised):
 
     def baselines(self) -> dict[str, float]:
         """Return the test mIoU of the commonest class, no training, and colour with place."""
-        import torch
-
+        from trainers.blocks.alone import untrained
         from trainers.blocks.pixels import ColourAndPlace, Commonest
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self.seed, "untrained"))
-            untrained = self.models()["net"]
         scenes = self.scenes("train")
         nets = {
             "commonest": Commonest(scenes),
-            "untrained": untrained,
+            "untrained": untrained(self)["net"],
             "linear": ColourAndPlace(scenes),
         }
         return {

@@ -1,4 +1,4 @@
-"""Reader and writer of PCM wav files: any rate, any channels, 8, 16, 24 or 32 bits.
+"""Reader of PCM wav files: any rate, any channels, 8, 16, 24 or 32 bits.
 
 Shape legend: S samples, C channels.
 """
@@ -41,15 +41,6 @@ def read_wav(path: Path, rate: int) -> NDArray[np.float32]:
         raise _broken(path, f"lasts {frames / found:g} s, allowed are up to {LONGEST}")
     mono_S = _values(raw, width).reshape(-1, channels).mean(1)
     return resample(mono_S, found, rate).astype(np.float32)
-
-
-def write_wav(path: Path, samples_S: NDArray[np.float32], rate: int) -> None:
-    """Write mono samples within -1 and 1 as 16-bit PCM."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes((np.clip(samples_S, -1, 1) * 32767).round().astype("<i2").tobytes())
 
 
 def resample(samples_S: NDArray[np.float64], old: int, new: int) -> NDArray[np.float64]:

@@ -134,11 +134,11 @@ class DCGAN(Supervised):
 
     def score(self, models: Models, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """Return how alike made and real pictures are, and how sure the experts are of them."""
-        from trainers.scores.made import coverage, novelty, told_apart
+        from trainers.scores.made import coverage, likeness, novelty, told_apart
 
         ((x_NCHW, noise_SNZ),) = batches
         real_NCHW, made_NCHW = (x_NCHW.cpu() + 1) / 2, self._made(models, noise_SNZ[0])
-        found = self._alike(real_NCHW, made_NCHW, noise_SNZ[0])
+        found = likeness(self._expert(), real_NCHW, made_NCHW, self._first(noise_SNZ[0]))
         found["novelty"] = novelty(made_NCHW, real_NCHW, self._known())
         found["told_apart"] = told_apart(models["D"], x_NCHW, 2 * made_NCHW - 1)
         if not self.data:
@@ -161,17 +161,20 @@ class DCGAN(Supervised):
 
         ``gaussian`` has the mean and covariance of the pixels.
         """
-        from trainers.scores.made import gaussian_like
+        from trainers.scores.made import gaussian_like, likeness
 
         ((x_NCHW, noise_SNZ),) = self.batches("test")
-        known_NCHW = self._known()
+        known_NCHW, first_NCHW = self._known(), self._first(noise_SNZ[0])
         ways = {
-            "untrained": self._made(self._untrained(), noise_SNZ[0]),
+            "untrained": first_NCHW,
             "gaussian": gaussian_like(known_NCHW, MADE, derive(self.seed, "gaussian")),
             "real": known_NCHW[:MADE],
         }
-        real_NCHW = (x_NCHW + 1) / 2
-        return {name: self._alike(real_NCHW, x, noise_SNZ[0])["f1"] for name, x in ways.items()}
+        expert, real_NCHW = self._expert(), (x_NCHW + 1) / 2
+        return {
+            name: likeness(expert, real_NCHW, made_NCHW, first_NCHW)["f1"]
+            for name, made_NCHW in ways.items()
+        }
 
     def picture(self, models: Models) -> Image.Image:
         """Draw made pictures beside the real ones nearest to them, and a walk through the noise."""
@@ -236,15 +239,8 @@ class DCGAN(Supervised):
 
         return (logits(models["G"], noise_NZ).cpu() + 1) / 2
 
-    def _alike(self, real_NCHW: Tensor, made_NCHW: Tensor, noise_NZ: Tensor) -> dict[str, float]:
-        from trainers.scores.made import likeness
+    def _first(self, noise_NZ: Tensor) -> Tensor:
+        """Return what the generator makes before any training."""
+        from trainers.blocks.alone import untrained
 
-        first_NCHW = self._made(self._untrained(), noise_NZ)
-        return likeness(self._expert(), real_NCHW, made_NCHW, first_NCHW)
-
-    def _untrained(self) -> Models:
-        import torch
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self.seed, "untrained"))
-            return self.models()
+        return self._made(untrained(self), noise_NZ)

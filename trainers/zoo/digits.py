@@ -5,7 +5,6 @@ Shape legend: B batch, H height, W width, N samples, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,13 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dlplatform.errors import UsageError
 from dlplatform.seeds import derive
 from dlplatform.task import Models, task
+from trainers.blocks.annealed import Annealed
 from trainers.blocks.classifier import Classifier
-from trainers.blocks.supervised import cosine
 
 # torch and the data come in with the first call that needs them: the command line imports
 # every task to know its fields and must answer at once.
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from trainers.data.samples import Samples
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
 @task("zoo/digits")
 @dataclass
-class Digits(Classifier):
+class Digits(Annealed, Classifier):
     """Digits 0-9 in 28x28 grey images, with the CNN of Saitoh's book (123,552 parameters).
 
     A batch is a pair (x_B1HW in [0, 1], labels).
@@ -46,8 +44,6 @@ class Digits(Classifier):
     """Folder with the MNIST idx files; empty: the 1,797 digits that scikit-learn bundles."""
     net: str = "cnn"
     """cnn, or lstm: two layers of 64 units read the image row by row."""
-    warmup: float = 0.05
-    """Share of the run in which the rate rises to its peak."""
     augment: bool = True
     """Turn, shift, scale and light the training images at random."""
     blocks: int = 3
@@ -63,7 +59,6 @@ class Digits(Classifier):
 
         super().__post_init__()
         check("net", self.net, self.net in ("cnn", "lstm"), "cnn or lstm")
-        check("warmup", self.warmup, 0 <= self.warmup < 1, "0 up to, not including, 1")
         check("blocks", self.blocks, self.blocks in (1, 2, 3), "1, 2 or 3")
         for name in ("dropout", "logit_dropout"):
             share = getattr(self, name)
@@ -104,13 +99,3 @@ class Digits(Classifier):
         """Return the digit in an image file, as a number."""
         said = super().predict(models, raw)
         return {**said, "digit": int(said["digit"])}
-
-    def optimizer(self, group: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return Adam with the moments' decay of the paper (0.9, 0.999)."""
-        from torch.optim import Adam
-
-        return Adam(parameters, lr=self.lr)
-
-    def rate(self, progress: float) -> float:
-        """Rise linearly during the warm-up, then fall to 1 % along half a cosine."""
-        return cosine(progress, self.warmup)

@@ -169,20 +169,16 @@ class DQN(Supervised):
 
     def baselines(self) -> dict[str, float]:
         """Return the mean return of random play, of the best single action, of no training."""
-        import torch
-
+        from trainers.blocks.alone import untrained
         from trainers.blocks.qlearning import play, single
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self.seed, "untrained"))
-            untrained = self.models()
         (batch,) = self.batches("test")
         game = self._games(batch.episodes)
         always = (play(game, single(n), 1, batch.seed).mean for n in range(len(game.names)))
         return {
             "random": random_play(self.game, *batch).mean,
             "one action": max(always),
-            "untrained": self.score(untrained, [batch])["return"],
+            "untrained": self.score(untrained(self), [batch])["return"],
         }
 
     def picture(self, models: Models) -> Image.Image:

@@ -166,11 +166,12 @@ class TextGenerator(Supervised):
         """Return the gain of an untrained network, and of the frequencies of pairs."""
         import torch
 
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(derive(self.seed, "untrained"))
-            untrained = self.score(self.models(), self.batches("test"))["gain"]
+        from trainers.blocks.alone import untrained
+
+        with torch.no_grad():
+            gain = self.score(untrained(self), self.batches("test"))["gain"]
         unigram, bigram = self._counted(torch.cat(list(self.batches("test"))))
-        return {"untrained": untrained, "unigram": 1.0, "bigram": math.exp(unigram - bigram)}
+        return {"untrained": gain, "unigram": 1.0, "bigram": math.exp(unigram - bigram)}
 
     def predict(self, models: Models, raw: Path) -> dict[str, Any]:
         """Return how a text file goes on, and the likeliest next characters with their chances."""

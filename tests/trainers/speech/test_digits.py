@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dlplatform.errors import UsageError
 from trainers.blocks.alone import train_alone
 from trainers.blocks.logmel import log_mel, mask, mel_filters
 from trainers.data.speech import load_speech
-from trainers.data.wav import read_wav, resample, write_wav
+from trainers.data.wav import read_wav, resample
 from trainers.nets.ctc import Recogniser, beam_search, greedy, padded
 from trainers.scores.words import edits, word_scores
 from trainers.speech.digits import SpokenDigits
@@ -29,6 +30,15 @@ SMALL = SpokenDigits(utterances=120)
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def write_wav(path: Path, samples_S: NDArray[np.float32], rate: int) -> None:
+    """Write mono samples within -1 and 1 as 16-bit PCM."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((np.clip(samples_S, -1, 1) * 32767).round().astype("<i2").tobytes())
 
 
 def test_recordings_are_a_pure_function_of_seed_and_place() -> None:
