@@ -1,10 +1,10 @@
-"""Run all tests in two lanes at once: many wait for other processes, or for Slurm, not for a core.
+"""Run all tests in three lanes at once: many wait for processes, or for Slurm, not for a core.
 
 python scripts/lanes.py [WORDS FOR PYTEST]
 
-One lane prints as it goes, what the other has said comes at the end. Two lanes on few cores take
-time from each other, so tests that failed run again, alone, before they count; each is named. The
-exit status is 0 when all have passed.
+One lane prints as it goes, what the others have said comes at the end. Lanes on few cores take time
+from one another, so tests that failed run again, alone, before they count; each is named. The exit
+status is 0 when all have passed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "lanes"
-MAIN = ["tests", "--ignore=tests/launch", "--ignore=tests/trainers", "-m", "not rdma"]
-BESIDE = [["tests/launch"], ["-m", "rdma"], ["tests/trainers"]]
+APART = ["tests/launch", "tests/trainers", "tests/conformance"]
+MAIN = ["tests", *(f"--ignore={folder}" for folder in APART), "-m", "not rdma"]
+BESIDE = [[[folder] for folder in APART[:2]], [["-m", "rdma"], [*APART[2:], "-m", "not rdma"]]]
+"""For each lane beside the main one what it runs, one after the other."""
 PASSED, FAILED = 0, 1
 """Exit codes of pytest; with any other one it has not run its tests."""
 AGAIN = 20
@@ -33,22 +35,24 @@ AGAIN = 20
 class Lane(threading.Thread):
     """Runs pytest several times, one after the other, and keeps what it says."""
 
-    def __init__(self, runs: list[list[str]], log: Path) -> None:
-        super().__init__(daemon=True)
-        self.runs, self.log, self.codes = runs, log, list[int]()
+    def __init__(self, number: int, runs: list[list[str]]) -> None:
+        super().__init__(daemon=True, name=f"lane{number}")
+        self.runs, self.log, self.codes = runs, BUILD / f"{self.name}.log", list[int]()
         self.process: subprocess.Popen[bytes] | None = None
         self.over = False
 
     def run(self) -> None:
         """Run them all, unless the lane is closed before."""
+        begin = time.monotonic()
         with self.log.open("w") as out:
             for number, words in enumerate(self.runs):
                 if not self.over:
                     self.process = subprocess.Popen(
-                        pytest(f"beside{number}", words), cwd=ROOT, stdin=subprocess.DEVNULL,
+                        pytest(f"{self.name}.{number}", words), cwd=ROOT, stdin=subprocess.DEVNULL,
                         stdout=out, stderr=out, start_new_session=True,
                     )  # fmt: skip
                     self.codes.append(self.process.wait())
+        self.seconds = time.monotonic() - begin
 
     def close(self) -> None:
         """End what runs."""
@@ -86,26 +90,31 @@ def stopped(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> int:
-    """Run both lanes; return 1 when a test did not pass, 130 when stopped."""
+    """Run all lanes; return 1 when a test did not pass, 130 when stopped."""
     signal.signal(signal.SIGTERM, stopped)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C, too
     BUILD.mkdir(parents=True, exist_ok=True)
     for old in BUILD.glob("*.outcomes"):
         old.unlink()
     begin = time.monotonic()
-    lane = Lane(BESIDE, BUILD / "beside.log")
-    lane.start()
+    lanes = [Lane(number, runs) for number, runs in enumerate(BESIDE, 2)]
+    for lane in lanes:
+        lane.start()
     try:
-        code = subprocess.run(pytest("main", MAIN), cwd=ROOT, check=False).returncode
+        codes = {subprocess.run(pytest("main", MAIN), cwd=ROOT, check=False).returncode}
         print(f"lanes: the first after {time.monotonic() - begin:.0f} s", flush=True)
-        while lane.is_alive():
-            lane.join(1)
-        print(lane.log.read_text(), flush=True)
-        codes, failed = {code, *lane.codes}, failures()
+        for lane in lanes:
+            while lane.is_alive():
+                lane.join(1)
+            print(lane.log.read_text(), flush=True)
+            print(f"lanes: {lane.name} after {lane.seconds:.0f} s", flush=True)
+            codes |= {*lane.codes}
+        failed = failures()
         if FAILED in codes <= {PASSED, FAILED} and 0 < len(failed) <= AGAIN:
             codes = {again(failed)}
     except KeyboardInterrupt:
-        lane.close()
+        for lane in lanes:
+            lane.close()
         return 130
     print(f"lanes: all after {time.monotonic() - begin:.0f} s; failed at first: {len(failed)}")
     return int(codes != {PASSED})

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up once, checks style and types, then runs the tests.
-#   --slow      the long tests, too; given alone, in two lanes side by side (scripts/lanes.py)
+#   --slow      the long tests, too; given alone, in three lanes side by side (scripts/lanes.py)
 #   --no-lint   only the tests
 #   anything else goes to pytest: bash scripts/test.sh tests/launch -k kill
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""The two lanes of CI: what fails once may have been short of time, what fails twice has failed."""
+"""The lanes of CI: what fails once may have been short of time, what fails twice has failed."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_a_failure_counts_when_it_comes_twice(tmp_path: Path, case: str, beside:
     for name in ("scripts/lanes.py", "tests/conftest.py", "tests/support/guest.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    for name in ("launch", "trainers"):
+    for name in ("launch", "trainers", "conformance"):
         (tmp_path / "tests" / name).mkdir()
-    (tmp_path / "tests" / "trainers" / "test_more.py").write_text("def test(): pass")
+        (tmp_path / "tests" / name / f"test_{name}.py").write_text("def test(): pass")
     text, code, words = CASES[case]
     texts = ("def test(): pass", text) if beside else (text, "def test(): pass")
     (tmp_path / "tests" / "test_main.py").write_text(texts[0])
-    (tmp_path / "tests" / "launch" / "test_beside.py").write_text(texts[1])
+    (tmp_path / "tests" / "launch" / "test_launch.py").write_text(texts[1])
     (tmp_path / "tests" / "test_fabric.py").write_text(FABRIC)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "scripts" / "lanes.py"), "-q", "-p", "no:cacheprovider"],
