@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
-UNKNOWN = SPECIAL.index("<unk>")
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,20 @@ class Vocabulary:
         """Return the number of each word."""
         return {word: number for number, word in enumerate(self.words)}
 
-    def encode(self, sentence: Iterable[str]) -> list[int]:
-        """Return the numbers of words."""
-        return [self.numbers.get(word, UNKNOWN) for word in sentence]
+    def encode(self, sentence: Iterable[str], ends: bool = True) -> list[int]:
+        """Return the numbers of words, with those of start and end around them if asked for."""
+        inner = [self.numbers.get(word, UNKNOWN) for word in sentence]
+        return [START, *inner, END] if ends else inner
+
+    def decode(self, numbers: Iterable[int]) -> list[str]:
+        """Return the words of numbers up to the end, without start and padding."""
+        words = []
+        for number in numbers:
+            if number == END:
+                break
+            if number not in (PAD, START):
+                words.append(self.words[number])
+        return words
 
     def __len__(self) -> int:
         """Return how many there are."""

@@ -71,7 +71,7 @@ class Corpus:
 
     def encode(self, text: str) -> Tensor:
         """Return the numbers of the characters of a text (T,)."""
-        return torch.tensor(self.vocabulary.encode(self.units(text)), dtype=torch.long)
+        return torch.tensor(self.vocabulary.encode(self.units(text), ends=False), dtype=torch.long)
 
     def lines(self, split: str) -> Tensor:
         """Return a split as stretches (B, LINE + 1) that meet; the rest of the last is left out.

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from trainers.zoo import dcgan, digits, dqn, fcn, inception, resnet, segnet, shapes, textgen, vgg
+from trainers.zoo import (
+    dcgan,
+    digits,
+    dqn,
+    fcn,
+    inception,
+    nic,
+    resnet,
+    segnet,
+    shapes,
+    textgen,
+    vgg,
+)
 
 __all__ = [
     "dcgan",
@@ -10,6 +22,7 @@ __all__ = [
     "dqn",
     "fcn",
     "inception",
+    "nic",
     "resnet",
     "segnet",
     "shapes",

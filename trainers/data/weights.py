@@ -1,0 +1,40 @@
+"""Weights a user has for a network: a safetensors file, read or refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from dlplatform.errors import UsageError
+
+
+def read_weights(net: nn.Module, path: Path, setting: str) -> None:
+    """Put the weights of a safetensors file into a network; values it does not name stay.
+
+    Raises:
+        UsageError: for a file that cannot be read, or has none of, or other shapes than, the net.
+    """
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(
+            f"{setting}={path} cannot be read ({error}) - allowed: a safetensors file - do: "
+            "save the weights with safetensors.torch.save_file"
+        ) from error
+    own = net.state_dict()
+    shared = [name for name in own if name in found]
+    if not shared:
+        raise UsageError(
+            f"{setting}={path} has no weights of this network - allowed: names such as "
+            f"{next(iter(own))} - do: rename them"
+        )
+    for name in shared:
+        if found[name].shape != own[name].shape:
+            raise UsageError(
+                f"{setting}={path} has {name} of shape {tuple(found[name].shape)} - allowed: "
+                f"{tuple(own[name].shape)} - do: change the size of the network"
+            )
+    net.load_state_dict({name: found[name] for name in shared}, strict=False)
