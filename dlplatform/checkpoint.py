@@ -221,10 +221,19 @@ def put_states(groups: Groups, saved: dict[str, Tensor]) -> None:
                 buffer.write(state.data_ptr())
 
 
-def make_task(settings: dict[str, Any]) -> Task:
-    """Build the task of a configuration: ``{"name": ..., fields ...}``."""
-    fields = {key: value for key, value in settings.items() if key != "name"}
-    return find_task(settings["name"])(**fields)
+def make_task(settings: dict[str, Any], minibatches: int | None = None) -> Task:
+    """Build the task of a configuration: ``{"name": ..., fields ...}``.
+
+    Args:
+        settings: the task's part of it.
+        minibatches: how many the run has, where that is not what the task says of itself; it may
+            have stages that begin after a share of them.
+    """
+    cls = find_task(settings["name"])
+    given = {key: value for key, value in settings.items() if key != "name"}
+    if minibatches and "minibatches" in getattr(cls, "__dataclass_fields__", {}):
+        given["minibatches"] = minibatches
+    return cls(**given)
 
 
 def load_models(folder: str | Path, which: str = "latest") -> tuple[Task, Models]:

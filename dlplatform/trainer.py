@@ -47,7 +47,7 @@ class Trainer:
         self.folder = Path(self.run.dir)
         self.seed = int(settings["seed"])
         _threads(self.run, world)
-        self.task = make_task({**settings["task"], "seed": self.seed})
+        self.task = make_task({**settings["task"], "seed": self.seed}, self.run.minibatches)
         torch.manual_seed(derive(self.seed, "init"))
         self.models = self.task.models()
         self.device = device.choose(self.run.device, world, int(settings.get("stages", 1)))

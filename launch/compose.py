@@ -51,6 +51,20 @@ def register() -> None:
         store.store(group=group, name=leaf, node=named(name, task), package="task")
     OmegaConf.register_new_resolver("dlp.plain", lambda name: name.replace("/", "-"), replace=True)
     OmegaConf.register_new_resolver("dlp.folder", run_folder, replace=True)
+    OmegaConf.register_new_resolver("dlp.needed", needed, replace=True)
+
+
+def needed(key: str, what: str) -> None:
+    """Refuse a recipe whose ``${dlp.needed:KEY,WHAT}`` has not been replaced by a value.
+
+    Hydra's ``???`` does not do: where the task has a default it is taken instead.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(
+        f"{key} is missing - allowed: {what}, which this recipe is made for - do: {key}={what}"
+    )
 
 
 @dataclass(frozen=True)
@@ -218,6 +232,8 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_option(error)
     text, cause = str(error), error.__cause__
+    if found := re.match(r"UsageError raised while resolving interpolation: (.+)", text):
+        return found[1]
     if found := re.match(r"You must specify '(.+?)'", text):
         group = found[1]
         known = ", ".join(tasks() if group == "task" else rules())

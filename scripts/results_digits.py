@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from training import machine, result, train
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -58,27 +57,18 @@ class Run:
         return [
             *("task=zoo/digits", f"rule={self.rule}", f"workers={self.workers}"),
             *(f"boxes={1 if self.workers == 1 else BOXES}", f"seed={self.seed}"),
-            *(f"run.minibatches={self.minibatches}", "run.threads=1"),
+            f"run.minibatches={self.minibatches}",
         ]
 
     def result(self) -> dict[str, Any] | None:
         """Return what the run wrote, or None when it has not finished at this length."""
-        try:
-            found: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
-        except (OSError, ValueError):
-            return None
-        same = found["rule"], found["seed"], found["minibatches"]
+        found = result(self.folder)
+        same = found and (found["rule"], found["seed"], found["minibatches"])
         return found if same == (self.rule, self.seed, self.minibatches) else None
 
     def train(self) -> None:
         """Train in a fresh folder; raise with the last line said when that fails."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        dlp = [sys.executable, "-m", "dlplatform.cli", "train", *self.words()]
-        line = [*dlp, f"run.dir={self.folder}", "run.progress=none"]
-        done = subprocess.run(line, capture_output=True, text=True)
-        if done.returncode or self.result() is None:
-            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise SystemExit(f"{' '.join(self.words())} ended with {done.returncode}: {said}")
+        train(self.words(), self.folder)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -124,26 +114,10 @@ def gather(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "task": "zoo/digits",
         "minibatches": runs[0].minibatches,
-        "date": date.today().isoformat(),
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": _torch(),
+        **machine(),
         "baselines": baselines(rows),
         "runs": rows,
     }
-
-
-def cpu_name() -> str:
-    """Return what the processor calls itself."""
-    found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    return found[1] if found else platform.machine()
-
-
-def _torch() -> str:
-    from importlib.metadata import version
-
-    return version("torch")
 
 
 def baselines(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -10,12 +10,15 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import training
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = {"breakout": ("times_random", 5.0), "racer": ("times_random_steps", 2.0),
@@ -29,17 +32,9 @@ HEAD = (
 
 
 def train(game: str, rule: str, seed: int, folder: Path, more: Sequence[str]) -> dict[str, Any]:
-    """Train in a fresh folder; return the result, or end with the last line that was said."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Train one game under one rule."""
     words = ["task=zoo/dqn", f"task.game={game}", f"rule={rule}", f"workers={WORKERS[rule]}"]
-    words += [f"seed={seed}", f"run.dir={folder}", "run.threads=1", "run.progress=none", *more]
-    line = [sys.executable, "-m", "dlplatform.cli", "train", *words]
-    done = subprocess.run(line, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
-        raise SystemExit(f"study_games: {' '.join(words)} failed: {last}")
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return found
+    return training.train([*words, f"seed={seed}", *more], folder)
 
 
 def cells(game: str, found: dict[str, Any]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from runs import weights
-from tinyjobs import at, run, settings
+from tinyjobs import Workers, at, run, settings, until
 from torch.utils._pytree import tree_leaves
 
 from dlplatform.checkpoint import make_task
 from dlplatform.errors import Preempted
+from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.process import Boxes
 from dlplatform.seeds import derive
 from dlplatform.task import Models, Task, tasks
@@ -27,6 +30,8 @@ CURVES = Path(__file__).with_name("curves.json")
 NAMES = [name for name, cls in tasks().items() if cls.__module__.startswith("trainers.")]
 EPISODES = ("retrieval/fewshot",)  # whose size of a batch is that of its classes
 SEED, STEPS, HALF, ROUNDS, WORKERS = 3, 20, 10, 4, 2
+KILL = 40
+"""Minibatches of the job whose worker is killed."""
 
 every_task = pytest.mark.parametrize("name", NAMES)
 
@@ -42,8 +47,8 @@ def small(name: str) -> dict[str, Any]:
     return {"batch_size": 4} if "batch_size" in known and name not in EPISODES else {}
 
 
-def task_of(name: str, seed: int = SEED, **more: Any) -> Task:
-    return make_task({"name": name, "seed": seed, **small(name), **more})
+def task_of(name: str, seed: int = SEED, total: int | None = None) -> Task:
+    return make_task({"name": name, "seed": seed, **small(name)}, total)
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -87,7 +92,7 @@ def test_it_has_a_recipe(name: str) -> None:
 
 def merged(name: str, total: int) -> Models:
     """Train on pairs of minibatches in one process: what two synchronous workers must equal."""
-    pair = [task_of(name) for _ in range(WORKERS)]
+    pair = [task_of(name, total=total) for _ in range(WORKERS)]
     torch.manual_seed(derive(SEED, "init"))
     models = pair[0].models()
     groups = {key: list(values) for key, values in pair[0].groups(models).items()}
@@ -152,6 +157,27 @@ def test_two_synchronous_workers_equal_one_on_both_minibatches(name: str, tmp_pa
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["baselines"], "a score means nothing without baselines"
     assert (tmp_path / "result.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@every_task
+def test_a_killed_worker_does_not_end_an_elastic_job(name: str, tmp_path: Path) -> None:
+    length = {"minibatches": KILL, "eval_every": KILL}
+    with Boxes(1) as boxes:
+        place = at(boxes)
+        config = settings(tmp_path, name, "easgd", seed=SEED, run=length, cluster=place,
+                          **small(name))  # fmt: skip
+        workers = Workers(config, WORKERS)
+        secret = boxes.secret.encode()
+        cluster = Cluster(boxes.addresses, place["job"], secret, 30.0)
+        until(lambda: cluster.counter("minibatch").value >= WORKERS)
+        workers.processes[0].kill()  # the chief, too, may die
+        ended = workers.wait()
+        cluster.close()
+    assert [one.code for one in ended] == [-signal.SIGKILL, 0], ended
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["lost_workers"] == [0] and result["minibatches"] == KILL
+    assert all(math.isfinite(value) for value in result["test"].values())
 
 
 class Watched(Trainer):

@@ -18,6 +18,8 @@ import pytest
 from places import (
     APART,
     LENGTH,
+    OPEN_S,
+    PATIENCE,
     TRANSPORTS,
     Open,
     Place,
@@ -37,6 +39,9 @@ from dlplatform.errors import BoxError, PeerLost, UsageError
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.session import DIED, JOINED, LEFT
 from kernels import cpu
+
+SOON_S = 0.3 * PATIENCE
+
 
 # -- counters, events, notices, locks --------------------------------------------------------
 
@@ -80,7 +85,7 @@ UPDATE = """
 def main(cluster, rank):
     buffer = cluster.attach(cluster.lookup("buffer/w"))
     cluster.counter("here").add()
-    buffer.updated.wait(1, 20)
+    buffer.updated.wait(1, 80)
     out = (c_float * 3)()
     buffer.read(addressof(out), 0, 3)
     return list(out)
@@ -94,18 +99,18 @@ def test_an_update_wakes_who_waits_for_it(place: Place, job: str, join: Open) ->
     worker = Worker(place, job, UPDATE, 1)
     time.sleep(0.1)
     buffer = cluster.buffer("w", 5000, True)  # found through the notice board
-    cluster.counter("here").wait(1, 20)
+    cluster.counter("here").wait(1, OPEN_S)
     buffer.axpy(1.5, at(np.ones(5000, np.float32)))
     buffer.updated.add()
     assert worker.result() == [1.5, 1.5, 1.5]
 
 
 def test_notices_are_of_small_values_and_waited_for(join: Open) -> None:
-    cluster = join(timeout_s=0.3)
+    cluster = join(timeout_s=SOON_S)
     value = {"a": [1, 2.5, "x"], "b": None}
     cluster.publish("note", value)
     assert cluster.lookup("note") == value
-    with pytest.raises(PeerLost, match=r"nobody published other within 0.3 s"):
+    with pytest.raises(PeerLost, match=f"nobody published other within {SOON_S} s"):
         cluster.lookup("other")
     with pytest.raises((UsageError, BoxError), match="bytes"):
         cluster.publish("big", "x" * (2 << 20))
@@ -199,8 +204,8 @@ def test_members_come_finish_and_leave(join: Open) -> None:
 
 
 def test_waiting_for_workers_that_do_not_come_ends(join: Open) -> None:
-    with pytest.raises(PeerLost, match=r"1 of 3 workers came within 0.3 s"):
-        join(timeout_s=0.3).join(0, 3)
+    with pytest.raises(PeerLost, match=f"1 of 3 workers came within {SOON_S} s"):
+        join(timeout_s=SOON_S).join(0, 3)
 
 
 DIE = """

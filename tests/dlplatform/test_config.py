@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,11 @@ def test_every_shipped_preset_composes() -> None:
         for path in files:
             name = path.relative_to(root / group).with_suffix("").as_posix()
             words = [f"{group}={name}"] + ([] if group == "experiment" else [TASK])
-            settle(*words, *["task.start=run"] * name.endswith("_tuned"))
+            needed = re.findall(r"dlp.needed:([\w.]+)", path.read_text())
+            if needed:
+                with pytest.raises(UsageError, match=r"task\.\w+ is missing - allowed: [A-Z]+,"):
+                    settle(*words)
+            settle(*words, *[f"{key}=x" for key in needed])
 
 
 def test_an_experiment_chooses_task_rule_and_sizes() -> None:

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tinyjobs import at, run, settings
 from tinytask import recorded
 
-from dlplatform.checkpoint import load_models
+from dlplatform.checkpoint import load_models, make_task
 from dlplatform.memorybox.process import Boxes
 from dlplatform.trainer import Trainer
 from dlplatform.world import World
@@ -157,6 +157,14 @@ def test_the_schedule_follows_the_minibatches_of_the_job(tmp_path: Path) -> None
     )
     trainer.fit()
     assert rates == pytest.approx([0.1 * (1 - n / 4) for n in (1, 2, 3, 4)])
+
+
+@pytest.mark.parametrize("asked", [None, 7])
+def test_a_task_knows_how_long_the_run_is(asked: int | None) -> None:
+    """Stages of zoo/nic and others begin after a share of the run, however long it was told."""
+    task = make_task({"name": "zoo/nic", "seed": 0}, asked)
+    assert task.minibatches == (asked or 2500)  # type: ignore[attr-defined]
+    assert isinstance(make_task({"name": "test/points", "seed": 0}, asked), tinytask.Points)
 
 
 @pytest.mark.slow

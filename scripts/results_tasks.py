@@ -1,0 +1,130 @@
+"""Train every task by its recipe: with three seeds, and under three rules; write page and gallery.
+
+python scripts/results_tasks.py                       # what is missing of 90 runs: two hours
+python scripts/results_tasks.py --tasks zoo/nic --rules easgd --minibatches 40 --out /tmp/look
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from training import machine, result, train
+
+from dlplatform.task import tasks
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKERS = {"alone": 1, "ssgd": 2, "easgd": 2, "hybrid": 4}
+SEEDS = {"alone": (0, 1, 2), "ssgd": (0,), "easgd": (0,), "hybrid": (0,)}
+KEPT = ("task", "rule", "workers", "seed", "minibatches", "primary", "score", "test", "baselines",
+        "seconds", "load")  # fmt: skip
+FIELD = ("task", "rule", "seed")
+
+
+def names() -> list[str]:
+    """Return the tasks of this project that have a recipe of their name."""
+    ours = [name for name, cls in tasks().items() if cls.__module__.startswith("trainers.")]
+    return [n for n in ours if (ROOT / "configs" / "experiment" / f"{n}.yaml").exists()]
+
+
+def run(name: str, rule: str, seed: int, folder: Path, more: Sequence[str]) -> dict[str, Any]:
+    """Train a task by its recipe under a rule, unless that has been done."""
+    words = [f"experiment={name}", f"rule={rule}", f"workers={WORKERS[rule]}", f"seed={seed}"]
+    words += [f"boxes={2 if WORKERS[rule] > 2 else 1}", *more]
+    where = folder / f"{name.replace('/', '-')}-{rule}-{seed}"
+    found = result(where) or train(words, where)
+    return {key: found[key] for key in KEPT}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a line for each task: its scores, and what they stand against."""
+    head = ["task", "score", "baselines", "one worker, seeds 0, 1, 2", "ssgd, 2 workers"]
+    head += ["easgd, 2 workers", "hybrid, 4 workers", "seconds, one worker"]
+    lines = [head, ["---", "---", "---", *["---:"] * 5]]
+    for name in dict.fromkeys(row["task"] for row in rows):
+        mine = [row for row in rows if row["task"] == name]
+        of = {rule: [row for row in mine if row["rule"] == rule] for rule in WORKERS}
+        base = ", ".join(f"{key} {value:.3g}" for key, value in mine[0]["baselines"].items())
+        cells = [f"`{name}`", mine[0]["primary"], base]
+        cells += [", ".join(f"{row['score']:.3g}" for row in of[rule]) or "-" for rule in WORKERS]
+        seconds = [row["seconds"] for row in of["alone"]]
+        lines.append([*cells, f"{statistics.median(seconds):.0f}" if seconds else "-"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page(rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> str:
+    """Return the page."""
+    on, loads = machine(), [row["load"] for row in rows]
+    pictures = "\n\n".join(
+        f"## {name}\n\n![{name}](tasks/{name.replace('/', '-')}.png)" for name in shown
+    )
+    return f"""# What every task learns
+
+Test scores of the recipes in `configs/experiment`, made for two cores and a minute or two. Data are
+drawn by rule or come with a package: a score says that a task learns, not what it would reach on
+the data of its paper.
+
+{table(rows)}
+
+- A row: `dlp train experiment=TASK rule=RULE workers=N seed=SEED run.threads=1`, `boxes=2` with
+  four workers; all of them: `python scripts/results_tasks.py`. One worker is `rule=alone`.
+- All runs of a task have the same number of minibatches, all workers together. `ssgd` makes one
+  step of two minibatches, and so does each of the two groups of `hybrid`: half the steps.
+- {on["cpu"]}, {on["cores"]} cores, Python {on["python"]}, torch {on["torch"]}, {on["date"]}, load
+  average {min(loads):.1f} to {max(loads):.1f}. Figures: `tasks.json`.
+
+Pictures are of the run of one worker with seed 0.
+
+{pictures}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is missing, and write page, figures and pictures; return the exit code."""
+    p = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    p.add_argument("--tasks", nargs="+", default=names(), choices=names(), metavar="TASK")
+    p.add_argument("--rules", nargs="+", default=list(WORKERS), choices=WORKERS, metavar="RULE")
+    p.add_argument("--minibatches", type=int, default=0, help="of every run, for a quick look")
+    p.add_argument("--out", type=Path, default=ROOT / "docs" / "results", metavar="DIR")
+    p.add_argument("--runs", type=Path, default=ROOT / "outputs" / "tasks", metavar="DIR")
+    p.add_argument("--jobs", type=int, default=1, help="runs at the same time (times suffer)")
+    options = p.parse_args(argv)
+    (options.out / "tasks").mkdir(parents=True, exist_ok=True)
+    more = [f"run.minibatches={options.minibatches}"] if options.minibatches else []
+    found = options.out / "tasks.json"
+    done = {tuple(row[key] for key in FIELD): row for row in
+            (json.loads(found.read_text())["runs"] if found.exists() else [])}  # fmt: skip
+    plan = [(name, rule, seed) for rule in options.rules for name in options.tasks
+            for seed in SEEDS[rule]]  # fmt: skip
+    waiting = sorted((key for key in plan if key not in done), key=lambda one: one[2])
+    with ThreadPoolExecutor(options.jobs) as pool:
+        trained = pool.map(lambda key: run(*key, options.runs, more), waiting)
+        for number, (key, row) in enumerate(zip(waiting, trained, strict=True), 1):
+            done[key] = row
+            words = " ".join(map(str, key))
+            print(f"{number}/{len(waiting)} {words}: {row['score']:.4f}", flush=True)
+            rows = [done[one] for one in sorted(done)]
+            found.write_text(json.dumps({**machine(), "runs": rows}, indent=1) + "\n")
+            if key[1:] == ("alone", 0):
+                name = key[0].replace("/", "-")
+                source = options.runs / f"{name}-alone-0" / "result.png"
+                shutil.copy(source, options.out / "tasks" / f"{name}.png")
+    rows = [done[one] for one in sorted(done)]
+    shown = sorted({row["task"] for row in rows if row["rule"] == "alone" and not row["seed"]})
+    (options.out / "tasks.md").write_text(page(rows, shown))
+    print(table(rows))
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Runs of ``dlp train`` for the scripts that write docs/results, and the machine they ran on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def train(words: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Train in a fresh folder on one thread a worker and return what result.json says.
+
+    Raises:
+        SystemExit: with the last line the run said, when it failed.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    line = [sys.executable, "-m", "dlplatform.cli", "train", *words]
+    line += [f"run.dir={folder.absolute()}", "run.threads=1", "run.progress=none"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}: {said}")
+    return result(folder)
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """Return the result of a run that has finished; of another one nothing."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def cpu_name() -> str:
+    """Return what the processor calls itself."""
+    found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    return found[1] if found else platform.machine()
+
+
+def machine() -> dict[str, Any]:
+    """Return what runs were measured with, and when."""
+    return {
+        "date": date.today().isoformat(),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }
