@@ -31,7 +31,8 @@ BEGIN, END = "<!-- digits: written by scripts/results_digits.py -->", "<!-- end 
 FRAME = f"""# Results
 
 What the tasks of this project reach, with the command, the machine and the date. Every figure
-comes from a script in `scripts/`; nothing is typed by hand.
+comes from a script in `scripts/`; nothing is typed by hand. Beside this page:
+[every task](tasks.md), [games](games.md), [depth](depth.md), [rules on simulated fleets](rules.md).
 
 {BEGIN}
 {END}

@@ -19,12 +19,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from omegaconf import OmegaConf
 from training import machine, result, train
 
 from dlplatform.task import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = {"alone": 1, "ssgd": 2, "easgd": 2, "hybrid": 4}
+LONGER = {"hybrid": 2}
+"""Times as many minibatches, so that each worker makes as many steps as one of two."""
 SEEDS = {"alone": (0, 1, 2), "ssgd": (0,), "easgd": (0,), "hybrid": (0,)}
 KEPT = ("task", "rule", "workers", "seed", "minibatches", "primary", "score", "test", "baselines",
         "seconds", "load")  # fmt: skip
@@ -37,10 +40,19 @@ def names() -> list[str]:
     return [n for n in ours if (ROOT / "configs" / "experiment" / f"{n}.yaml").exists()]
 
 
+def length(name: str) -> int:
+    """Return the number of minibatches of a task's recipe."""
+    recipe = OmegaConf.load(ROOT / "configs" / "experiment" / f"{name}.yaml")
+    usual = getattr(tasks()[name], "minibatches", 1000)
+    return int(OmegaConf.select(recipe, "run.minibatches", default=usual))
+
+
 def run(name: str, rule: str, seed: int, folder: Path, more: Sequence[str]) -> dict[str, Any]:
     """Train a task by its recipe under a rule, unless that has been done."""
     words = [f"experiment={name}", f"rule={rule}", f"workers={WORKERS[rule]}", f"seed={seed}"]
     words += [f"boxes={2 if WORKERS[rule] > 2 else 1}", *more]
+    if rule in LONGER and not more:
+        words += [f"run.minibatches={LONGER[rule] * length(name)}"]
     where = folder / f"{name.replace('/', '-')}-{rule}-{seed}"
     found = result(where) or train(words, where)
     return {key: found[key] for key in KEPT}
@@ -78,8 +90,9 @@ the data of its paper.
 
 - A row: `dlp train experiment=TASK rule=RULE workers=N seed=SEED run.threads=1`, `boxes=2` with
   four workers; all of them: `python scripts/results_tasks.py`. One worker is `rule=alone`.
-- All runs of a task have the same number of minibatches, all workers together. `ssgd` makes one
-  step of two minibatches, and so does each of the two groups of `hybrid`: half the steps.
+- One worker makes a step of every minibatch. Two share the same number of minibatches, and the four
+  of `hybrid`, in groups of two, have twice as many: in all three each worker makes half as many
+  steps as one alone, and `ssgd` and a group average two minibatches in each.
 - {on["cpu"]}, {on["cores"]} cores, Python {on["python"]}, torch {on["torch"]}, {on["date"]}, load
   average {min(loads):.1f} to {max(loads):.1f}. Figures: `tasks.json`.
 
