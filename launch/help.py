@@ -90,7 +90,10 @@ PAGES = {
         "dlp predict run=FOLDER FILE... [which=latest] [--json]",
         (
             ("run", "folder of a finished or stopped run"),
-            ("FILE", "what the task takes: images for zoo/digits"),
+            (
+                "FILE",
+                "what the task takes: images for zoo/digits; or a folder of pictures",
+            ),
             ("which", "best or latest checkpoint"),
             ("--json", "print JSON instead of a table"),
         ),

@@ -37,23 +37,38 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def predict(argv: Sequence[str]) -> int:
-    """Run ``dlp predict run=FOLDER FILE... [which=latest] [--json]``."""
+    """Run ``dlp predict run=FOLDER FILE... [which=latest] [--json]``.
+
+    A folder among the files stands for the pictures in it.
+    """
     given, files, as_json = _arguments(argv, {"run": "", "which": "latest"})
     if not files:
         raise UsageError("dlp predict without a file - allowed: one or more - do: name a FILE")
-    for file in files:
-        if not Path(file).is_file():
-            raise UsageError(f"{file} is not a file - allowed: existing files - do: check the path")
+    paths = [path for file in files for path in _files_of(Path(file))]
     task, models = _load(given)
     import torch
 
     with torch.inference_mode():
-        answers = [{"file": file, **task.predict(models, Path(file))} for file in files]
+        answers = [{"file": str(path), **task.predict(models, path)} for path in paths]
     if as_json:
         print(json.dumps(answers))
     else:
         _table([{key: _show(value) for key, value in one.items()} for one in answers])
     return 0
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Return the file, or the pictures of the folder."""
+    if path.is_dir():
+        from trainers.pictures.files import pictures_of
+
+        return pictures_of(path)
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is not a file - allowed: existing files, folders of pictures - do: check the "
+            "path"
+        )
+    return [path]
 
 
 def _arguments(
