@@ -1,18 +1,22 @@
-"""``dlp predict`` on what a run saved: files, folders of pictures, moving pictures."""
+"""``dlp predict`` and ``dlp eval`` on what a run saved: files, folders, films, devices."""
 
 from __future__ import annotations
 
 import json
+import wave
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dlplatform.checkpoint import Checkpoint, make_task, weights_of
-from dlplatform.errors import UsageError
-from launch.saved import predict
+from dlplatform.errors import EnvironmentMissing, UsageError
+from launch.saved import evaluate, predict
+from trainers.synth.imu import CHANNELS
 
 
 def saved(folder: Path, name: str, **fields: Any) -> str:
@@ -101,3 +105,71 @@ def test_a_picture_that_stands_still_in_a_gif_is_a_picture(
     Image.new("RGB", (96, 48), "grey").save(tmp_path / "still.gif")
     (answer,) = answers(capsys, segnet, str(tmp_path / "still.gif"))
     assert {"classes", "overlay", "lane", "free"} <= set(answer)
+
+
+@pytest.mark.parametrize("verb", [predict, evaluate])
+def test_a_device_that_is_not_there_or_none_at_all(
+    segnet: str, tmp_path: Path, verb: Callable[[list[str]], int]
+) -> None:
+    Image.new("RGB", (96, 48)).save(tmp_path / "a.png")
+    words = [segnet, *([str(tmp_path)] if verb is predict else [])]
+    with pytest.raises(UsageError, match="device=gpu cannot work - allowed: auto, cpu"):
+        verb([*words, "device=gpu"])
+    with pytest.raises(EnvironmentMissing, match=r"^device=cuda:99 on a machine with \d+ GPU"):
+        verb([*words, "device=cuda:99"])
+
+
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_a_run_is_scored_on_the_device_that_is_asked_for(
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = saved(tmp_path, "zoo/digits")
+    scores = []
+    for words in ([], [f"device={device}"]):
+        assert evaluate([run, *words, "--json"]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["scores"])
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
+
+
+TASKS = (
+    *("human/sensors", "retrieval/fewshot", "road/deformable", "speech/digits", "zoo/dcgan"),
+    *("zoo/digits", "zoo/dqn", "zoo/nic", "zoo/segnet", "zoo/textgen", "zoo/vgg"),
+)
+
+
+def question(name: str, folder: Path) -> str:
+    """Write a file that a task answers; return its path."""
+    path = folder / "asked.png"
+    picture = Image.new("RGB", (64, 64))
+    picture.paste((255, 255, 255), (28, 10, 36, 54))
+    picture.save(path)
+    if name == "human/sensors":
+        path = folder / "asked.csv"
+        draw = np.random.default_rng(0)
+        rows = [",".join(f"{value:.3f}" for value in draw.normal(size=11)) for _ in range(200)]
+        path.write_text("\n".join([",".join(CHANNELS), *rows]))
+    if name == "speech/digits":
+        path = folder / "asked.wav"
+        with wave.open(str(path), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            noise = np.random.default_rng(0).integers(-9000, 9000, 8000, np.int16)
+            file.writeframes(noise.tobytes())
+    if name == "zoo/textgen":
+        path = folder / "asked.txt"
+        path.write_text("나")
+    return str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_answers_on_the_device_that_is_asked_for(
+    name: str, device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, asked = saved(tmp_path / "run", name), question(name, tmp_path)
+    assert predict([run, asked, f"device={device}", "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer.pop("file") == asked and answer
