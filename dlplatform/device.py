@@ -22,7 +22,7 @@ PORTABLE = 1
 """Flag of cudaHostRegister: page-locked for all contexts."""
 
 
-def choose(wanted: str, world: World, stages: int = 1) -> torch.device:
+def choose(wanted: str, world: World, stages: int = 1, setting: str = "run.device") -> torch.device:
     """Return the device of this worker: auto (a GPU if there is one), cpu, cuda or cuda:N.
 
     Workers of a host take its GPUs in turn; stages of a network are trained on the CPU.
@@ -37,9 +37,9 @@ def choose(wanted: str, world: World, stages: int = 1) -> torch.device:
     index = int(number) if number else world.local_rank % max(count, 1)
     if index >= count:
         raise EnvironmentMissing(
-            f"run.device={wanted} on a machine with {count} GPU(s) - allowed: "
-            f"{', '.join(['cpu', *(f'cuda:{n}' for n in range(count))])} - do: run.device=auto, or "
-            "see dlp doctor"
+            f"{setting}={wanted} on a machine with {count} GPU(s) - allowed: "
+            f"{', '.join(['cpu', *(f'cuda:{n}' for n in range(count))])} - do: {setting}=auto, "
+            "or see dlp doctor"
         )
     return torch.device("cuda", index)
 

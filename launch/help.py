@@ -78,20 +78,25 @@ PAGES = {
         (("FOLDER", "of a sweep that has run, or still runs: multirun/TASK/TIME"),),
     ),
     "eval": (
-        "dlp eval run=FOLDER [split=test] [which=latest] [--json]",
+        "dlp eval run=FOLDER [split=test] [which=latest] [device=cpu] [--json]",
         (
             ("run", "folder of a finished or stopped run"),
             ("split", "train, val or test"),
             ("which", "best or latest checkpoint"),
+            ("device", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
             ("--json", "print JSON instead of a table"),
         ),
     ),
     "predict": (
-        "dlp predict run=FOLDER FILE... [which=latest] [--json]",
+        "dlp predict run=FOLDER FILE... [which=latest] [device=cpu] [--json]",
         (
             ("run", "folder of a finished or stopped run"),
-            ("FILE", "what the task takes: images for zoo/digits"),
+            (
+                "FILE",
+                "what the task takes: images for zoo/digits; or a folder of pictures",
+            ),
             ("which", "best or latest checkpoint"),
+            ("device", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
             ("--json", "print JSON instead of a table"),
         ),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,25 +11,30 @@ from typing import TYPE_CHECKING, Any
 from dlplatform.errors import UsageError, closest
 
 if TYPE_CHECKING:
+    import torch
+
     from dlplatform.task import Models, Task
 
 SPLITS = ("train", "val", "test")
 WHICH = ("best", "latest")
+SAVED = {"run": "", "which": "latest", "device": "cpu"}
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Run ``dlp eval run=FOLDER [split=test] [which=latest] [--json]``."""
-    given, files, as_json = _arguments(argv, {"run": "", "split": "test", "which": "latest"})
+    """Run ``dlp eval run=FOLDER [split=test] [which=latest] [device=cpu] [--json]``."""
+    given, files, as_json = _arguments(argv, {**SAVED, "split": "test"})
     if files:
         raise UsageError(
-            f"dlp eval {files[0]} - allowed: run=, split=, which= - do: run={files[0]}"
+            f"dlp eval {files[0]} - allowed: run=, split=, which=, device= - do: run={files[0]}"
         )
     _one_of("split", given["split"], SPLITS)
-    task, models = _load(given)
+    task, models, where = _load(given)
     import torch
 
+    from dlplatform.device import moved
+
     with torch.inference_mode():
-        scores = task.score(models, task.batches(given["split"]))
+        scores = task.score(models, (moved(one, where) for one in task.batches(given["split"])))
     if as_json:
         print(json.dumps({"run": given["run"], "split": given["split"], "scores": scores}))
     else:
@@ -37,23 +43,38 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def predict(argv: Sequence[str]) -> int:
-    """Run ``dlp predict run=FOLDER FILE... [which=latest] [--json]``."""
-    given, files, as_json = _arguments(argv, {"run": "", "which": "latest"})
+    """Run ``dlp predict run=FOLDER FILE... [which=latest] [device=cpu] [--json]``.
+
+    A folder among the files stands for the pictures in it.
+    """
+    given, files, as_json = _arguments(argv, SAVED)
     if not files:
         raise UsageError("dlp predict without a file - allowed: one or more - do: name a FILE")
-    for file in files:
-        if not Path(file).is_file():
-            raise UsageError(f"{file} is not a file - allowed: existing files - do: check the path")
-    task, models = _load(given)
+    paths = [path for file in files for path in _files_of(Path(file))]
+    task, models, _ = _load(given)
     import torch
 
     with torch.inference_mode():
-        answers = [{"file": file, **task.predict(models, Path(file))} for file in files]
+        answers = [{"file": str(path), **task.predict(models, path)} for path in paths]
     if as_json:
         print(json.dumps(answers))
     else:
         _table([{key: _show(value) for key, value in one.items()} for one in answers])
     return 0
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Return the file, or the pictures of the folder."""
+    if path.is_dir():
+        from trainers.pictures.files import pictures_of
+
+        return pictures_of(path)
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is not a file - allowed: existing files, folders of pictures - do: check the "
+            "path"
+        )
+    return [path]
 
 
 def _arguments(
@@ -82,16 +103,25 @@ def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
         raise UsageError(f"{key}={value} cannot work - allowed: {', '.join(allowed)} - do: choose")
 
 
-def _load(given: dict[str, str]) -> tuple[Task, Models]:
-    folder = given["run"]
+def _load(given: dict[str, str]) -> tuple[Task, Models, torch.device]:
+    """Return the task, its networks on the device that is asked for, and the device."""
+    folder, wanted = given["run"], given["device"]
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
+        raise UsageError(
+            f"device={wanted} cannot work - allowed: auto, cpu, cuda, cuda:N - do: choose"
+        )
     _one_of("which", given["which"], WHICH)
     if not folder or not Path(folder).is_dir():
         raise UsageError(
             f"run={folder} is not a folder - allowed: the folder of a run - do: ls outputs/*/*"
         )
     from dlplatform.checkpoint import load_models
+    from dlplatform.device import choose
+    from dlplatform.world import World
 
-    return load_models(folder, given["which"])
+    where = choose(wanted, World(), setting="device")
+    task, models = load_models(folder, given["which"])
+    return task, {name: model.to(where) for name, model in models.items()}, where
 
 
 def _show(value: Any) -> str:

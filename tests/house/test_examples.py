@@ -92,6 +92,16 @@ with_two.close()
     assert all(moved)
 
 
+@pytest.mark.timeout(300)
+def test_the_manual_of_the_search_runs(root: Path, tmp_path: Path) -> None:
+    blocks = dict(FENCE.findall((root / "docs" / "manual_search.md").read_text()))
+    *cycles, told, merged = run(tmp_path, root, "-c", blocks["python"]).splitlines()
+    assert 1 <= len(cycles) <= 2 and all(line.startswith("source 0.") for line in cycles)
+    assert "were relevant" in told and merged == "True"
+    assert {path.name for path in tmp_path.iterdir()} == {"shard0.npz", "shard1.npz"}
+    assert set(json.loads(blocks["json"])) == {"picture", "relevant"}
+
+
 MANUAL_BOXES = ("shm://box0", "shm://box1")
 
 

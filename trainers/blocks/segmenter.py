@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-    from trainers.data.scenes import Scenes
+    from trainers.data.scenes import Bytes, Scenes
     from trainers.scores.segmentation import Tally
     from trainers.synth.views import Window
 
@@ -148,24 +148,46 @@ class Segmenter(Supervised):
         return self.tally(models, batches).scores()
 
     def predict(self, models: Models, raw: Path) -> dict[str, Any]:
-        """Write the class map of a picture file and what it shows; return classes and files."""
+        """Write the class map of a picture file and what it shows; return classes and files.
+
+        Of a moving picture (GIF) it writes the overlay alone, moving, too.
+        """
+        import numpy as np
+
+        from trainers.pictures.classmaps import write_film, write_maps
+        from trainers.pictures.files import frames, open_picture
+        from trainers.pictures.sheet import overlay
+
+        kinds = self.scenes("test").kinds
+        counts, shown, milliseconds = np.zeros(len(kinds), np.int64), [], []
+        for frame, each in frames(raw):
+            labels_HW = self._named(models, frame)
+            counts += np.bincount(labels_HW.ravel(), minlength=len(kinds))
+            shown.append(overlay(np.array(frame), kinds.paint(labels_HW), 0.5))
+            milliseconds.append(each)
+        if shown:
+            files = write_film(raw, shown, milliseconds)
+        else:
+            picture = open_picture(raw, "RGB")
+            labels_HW = self._named(models, picture)
+            counts += np.bincount(labels_HW.ravel(), minlength=len(kinds))
+            files = write_maps(raw, np.array(picture), labels_HW, kinds)
+        shares = (counts / counts.sum()).round(4).tolist()
+        return {"shares": dict(zip(kinds.names, shares, strict=True)), **files}
+
+    def _named(self, models: Models, picture: Image.Image) -> Bytes:
+        """Return the classes_HW of a picture of any size."""
         import numpy as np
         import torch
 
         from trainers.blocks.pixels import class_map, normalised
-        from trainers.pictures.classmaps import write_maps
-        from trainers.pictures.files import open_picture
 
-        picture, kinds = open_picture(raw, "RGB"), self.scenes("test").kinds
         # A network knows objects as large as those it was trained on.
         height = self.scenes("test")[0][1].shape[0]
         small = picture.resize((max(1, round(picture.width * height / picture.height)), height))
         x_1CHW = normalised(torch.from_numpy(np.array(small))[None])
-        labels_HW = class_map(models["net"], x_1CHW, (picture.height, picture.width))[0].numpy()
-        shares = np.bincount(labels_HW.ravel(), minlength=len(kinds)) / labels_HW.size
-        named = zip(kinds.names, shares.round(4).tolist(), strict=True)
-        files = write_maps(raw, np.array(picture), labels_HW, kinds)
-        return {"shares": dict(named), **files}
+        answer: Bytes = class_map(models["net"], x_1CHW, (picture.height, picture.width))[0].numpy()
+        return answer
 
     def baselines(self) -> dict[str, float]:
         """Return the test mIoU of the commonest class, no training, and colour with place."""

@@ -17,9 +17,8 @@ import torch
 
 from dlplatform.errors import UsageError
 from trainers.data.samples import Samples
-from trainers.pictures.files import read_fitted
+from trainers.pictures.files import ENDINGS, read_fitted
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 SHAPE = "root/class/image or root/alphabet/character/image"
 
 

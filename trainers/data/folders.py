@@ -19,9 +19,8 @@ from torch import Tensor
 
 from dlplatform.errors import UsageError
 from trainers.data.digits import stratified
-from trainers.pictures.files import open_picture
+from trainers.pictures.files import ENDINGS, open_picture
 
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 PARTS = ("train", "val", "test")
 LAYOUT = "root/class/*.jpg, or root/{train,val,test}/class/*.jpg"
 VALIDATION, TEST = 0.1, 0.2

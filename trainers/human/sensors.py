@@ -167,7 +167,7 @@ class Sensors(Annealed):
         def decide(window_CT: NDArray[np.float32]) -> tuple[int, int]:
             x_1CT = torch.from_numpy(window_CT.copy())[None]
             with torch.no_grad():
-                said = models["net"](self._seen(x_1CT))
+                said = models["net"](self._seen(x_1CT).to(next(models["net"].parameters()).device))
             return int(said.activity_BK.argmax()), int(said.posture_BK.argmax())
 
         return Stream(decide, WINDOW, STEP, VOTE)

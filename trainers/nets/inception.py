@@ -8,15 +8,18 @@ Shape legend: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from trainers.nets.backbone import Backbone, named, scaled
 from trainers.nets.convnet import he_init
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -158,16 +161,15 @@ class GoogLeNet(Backbone):
         return (self.head(x_BCHW), *helped)
 
 
-def threads(branches: Sequence[nn.Module], x_BCHW: Tensor) -> list[Tensor]:
+def threads(branches: Sequence[Callable[[Tensor], Made]], x_BCHW: Tensor) -> list[Made]:
     """Return what some branches make of x, each computed in a thread of its own."""
     # Gradients and mixed precision are settings of a thread: the new ones take over ours.
     grad, kind = torch.is_grad_enabled(), x_BCHW.device.type
     mixed, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
-    def run(branch: nn.Module) -> Tensor:
+    def run(branch: Callable[[Tensor], Made]) -> Made:
         with torch.set_grad_enabled(grad), torch.autocast(kind, dtype, enabled=mixed):
-            made_BCHW: Tensor = branch(x_BCHW)
-        return made_BCHW
+            return branch(x_BCHW)
 
     with ThreadPoolExecutor(len(branches)) as pool:
         return list(pool.map(run, branches))

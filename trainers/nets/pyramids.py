@@ -8,7 +8,9 @@ Shape legend: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -26,6 +28,7 @@ from trainers.nets.deformable import (
     shared_kernels,
     squeezed_channels,
 )
+from trainers.nets.inception import Made, threads
 
 Activation = Callable[[int], nn.Module]
 COARSEST = 64
@@ -50,6 +53,11 @@ def fuse(branches: int, channels: int, activation: Activation) -> nn.Sequential:
     return unit(nn.Conv2d(branches * channels, channels, 1, bias=False), channels, activation)
 
 
+def pooled(x_BCHW: Tensor, pool: int) -> Tensor:
+    """Return a map as a path sees it: means of squares of ``pool`` pixels."""
+    return functional.avg_pool2d(x_BCHW, pool, ceil_mode=True) if pool > 1 else x_BCHW
+
+
 def paths_at(stride: int) -> tuple[int, ...]:
     """Return the poolings a DSPP may have at an output stride: 1 and 2 at 16; 1, 2 and 4 at 8."""
     return tuple(pool for pool in (1, 2, 4) if stride * pool < COARSEST)
@@ -61,6 +69,7 @@ class DSPP(nn.Module):
     Each path pools the input by its factor, squeezes, samples at its own offsets, convolves and
     enlarges; a 1x1 convolution joins them. Nothing goes around the module (paragraph 129).
     Where the mode judges offsets, ``diagnostics`` has what the last input said about them.
+    ``at_once`` computes each path in a thread of its own.
 
     Args:
         channels: of input and output.
@@ -102,14 +111,14 @@ class DSPP(nn.Module):
             nn.Sequential(nn.BatchNorm2d(channels), activation(channels)) for _ in self.pools
         )
         self.fuse = fuse(len(self.pools), channels, activation)
+        self.at_once = False
         self.guide: Tensor | None = None
         self.diagnostics: dict[str, Tensor] = {}
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return y_BCHW."""
         if self.mode == "implicit":  # without the samples, which the other modes must keep
-            found = [path(x) for path, x in zip(self.paths, self.pooled(x_BCHW), strict=True)]
-            return self._join(found, x_BCHW)
+            return self._join(self._each(SDfConv2d.__call__, x_BCHW), x_BCHW)
         parts, judged = self._judged(x_BCHW)
         self.diagnostics = validity.diagnose(judged, self.pools)
         if self.mode == "gate+guide" and self.training:
@@ -119,7 +128,16 @@ class DSPP(nn.Module):
     def pooled(self, x_BCHW: Tensor) -> Iterator[Tensor]:
         """Yield what each path sees."""
         for pool in self.pools:
-            yield functional.avg_pool2d(x_BCHW, pool, ceil_mode=True) if pool > 1 else x_BCHW
+            yield pooled(x_BCHW, pool)
+
+    def untie(self) -> DSPP:
+        """Give each path but the first its own copy of the shared kernels; return the module.
+
+        That is what the patent's module is compared with: paths that learn alone.
+        """
+        for path in self.paths[1:]:
+            path.offset, path.feature = copy.deepcopy((path.offset, path.feature))
+        return self
 
     def take_guide(self) -> Tensor | None:
         """Return the guide's loss of the last forward pass in training, and forget it."""
@@ -132,9 +150,15 @@ class DSPP(nn.Module):
         return validity.diagnose(self._judged(x_BCHW)[1], self.pools)
 
     def _judged(self, x_BCHW: Tensor) -> tuple[list[Parts], validity.Judgement]:
-        found = zip(self.paths, self.pooled(x_BCHW), strict=True)
-        parts = [cast(SDfConv2d, path).parts(x) for path, x in found]
+        parts = self._each(SDfConv2d.parts, x_BCHW)
         return parts, validity.judge(parts, self.pools, self.window)
+
+    def _each(self, way: Callable[[SDfConv2d, Tensor], Made], x_BCHW: Tensor) -> list[Made]:
+        def run(path: nn.Module, pool: int, x_BCHW: Tensor) -> Made:
+            return way(cast(SDfConv2d, path), pooled(x_BCHW, pool))
+
+        branches = [partial(run, *of) for of in zip(self.paths, self.pools, strict=True)]
+        return threads(branches, x_BCHW) if self.at_once else [one(x_BCHW) for one in branches]
 
     def _join(
         self, found: Sequence[Tensor], x_BCHW: Tensor, weight_PBHW: Tensor | None = None

@@ -64,11 +64,11 @@ def truncated_loss(
 def generate(
     net: nn.Module, tokens_BT: Tensor, count: int, choose: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Return ``count`` further tokens (B, count); ``choose`` picks (B,) of logits_BV."""
+    """Return ``count`` further tokens (B, count); ``choose`` picks (B,) of logits_BV on the CPU."""
     state, said = None, []
     for _ in range(count):
         logits_BTV, state = net(tokens_BT, state)
-        tokens_BT = choose(logits_BTV[:, -1])[:, None]
+        tokens_BT = choose(logits_BTV[:, -1].cpu())[:, None].to(tokens_BT.device)
         said.append(tokens_BT)
     return torch.cat(said, 1)
 

@@ -114,14 +114,17 @@ def diagnose(judged: Judgement, pools: Sequence[int]) -> dict[str, Tensor]:
     """Return the mean disagreement, the offsets' ratio, the validities and who won how often.
 
     The ratio is that of mean absolute offsets of the first two paths, in pixels of their own maps;
-    paragraph 135 expects 2 for a path and one that sees everything at half the size.
+    paragraph 135 expects 2 for a path and one that sees everything at half the size. Their
+    correlation is over all offsets in pixels of the full map, 0 where one path never moves.
     """
     length = judged.offset_PBKYHW.detach().norm(dim=3).flatten(1).mean(1)
     own = length / torch.tensor(pools, device=length.device)
     best = judged.validity_PBHW.argmax(0)
+    first, second = (each - each.mean() for each in judged.offset_PBKYHW[:2].detach().flatten(1))
     said = {
         "offset_disagreement": judged.disagreement_BHW.mean(),
         "offset_ratio": own[0] / own[1].clamp(min=1e-9),
+        "offset_correlation": functional.cosine_similarity(first, second, 0),
     }
     for number, valid in enumerate(judged.validity_PBHW, 1):
         said[f"validity_{number}"] = valid.mean()

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from dlplatform.errors import UsageError
+
+ENDINGS = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+"""Of files that are taken for pictures where a folder is given."""
+MOVING = ("GIF", "WEBP", "PNG")
+"""Formats of moving pictures; the pages of a TIFF file are not one."""
+USUAL = 100.0
+"""Milliseconds of a frame that does not say, as browsers show it."""
+UNREADABLE = (OSError, ValueError, Image.DecompressionBombError)
 
 
 def open_picture(path: Path, mode: str = "") -> Image.Image:
@@ -20,11 +31,34 @@ def open_picture(path: Path, mode: str = "") -> Image.Image:
         with Image.open(path) as file:
             upright = ImageOps.exif_transpose(file)
             return upright.convert(mode) if mode else upright.copy()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
+        raise _no_picture(path, error) from error
+
+
+def frames(path: Path) -> Iterator[tuple[Image.Image, float]]:
+    """Yield the RGB pictures of a moving one with the milliseconds each is shown; else nothing.
+
+    Raises UsageError for a file that is no picture, or whose frames break off.
+    """
+    try:
+        with Image.open(path) as file:
+            if not getattr(file, "is_animated", False) or file.format not in MOVING:
+                return
+            for frame in ImageSequence.Iterator(file):
+                yield frame.convert("RGB"), float(frame.info.get("duration", 0)) or USUAL
+    except UNREADABLE as error:
+        raise _no_picture(path, error) from error
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """Return the picture files directly in a folder, by name; raises UsageError for none."""
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
+    if not found:
         raise UsageError(
-            f"{path} cannot be read as an image ({error}) - allowed: PNG, JPEG, BMP, TIFF and "
-            "other files that pillow reads - convert it first"
-        ) from error
+            f"{folder} holds no pictures - allowed: {' '.join(sorted(ENDINGS))}, directly in the "
+            "folder - do: name a folder of pictures, or files"
+        )
+    return found
 
 
 def read_fitted(path: Path, channels: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -32,3 +66,10 @@ def read_fitted(path: Path, channels: int, height: int, width: int) -> NDArray[n
     picture = open_picture(path, "L" if channels == 1 else "RGB")
     fitted = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BOX))
     return np.ascontiguousarray(fitted.reshape(height, width, channels).transpose(2, 0, 1))
+
+
+def _no_picture(path: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"{path} cannot be read as an image ({error}) - allowed: PNG, JPEG, BMP, TIFF and "
+        "other files that pillow reads - convert it first"
+    )

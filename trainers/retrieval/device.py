@@ -52,15 +52,22 @@ class SearchDevice:
     query_1CHW: Tensor | None = None
     hits: list[Hit] = field(default_factory=list)
 
+    @property
+    def where(self) -> torch.device:
+        """Return the device that computes: where the network is."""
+        return next(self.net.parameters()).device
+
     def adapt(self, name: str, support: Labelled, database: Database) -> Domain:
         """Adapt a copy to a few labelled pictures and index a database with it (computing)."""
+        support = Labelled(*(part.to(self.where) for part in support))
+        database = replace(database, x_NCHW=database.x_NCHW.to(self.where))
         net = adapted(self.net, support, self.inner, self.sizes)
         self.domains[name] = Domain(support, database, net, _indexed(net, support, database, self))
         return self.domains[name]
 
     def receive(self, x_CHW: Tensor) -> None:
         """Take the picture to search for (input)."""
-        self.query_1CHW, self.hits = x_CHW[None], []
+        self.query_1CHW, self.hits = x_CHW[None].to(self.where), []
 
     def search(self, name: str, count: int) -> list[Hit]:
         """Return the nearest pictures of a domain's database (output)."""
@@ -88,9 +95,9 @@ class SearchDevice:
         domain, query_1CHW = self.domains[name], self._received()
         support = domain.support
         found_MCHW = domain.database.x_NCHW[[hit.place for hit in self.hits]]
-        relevant = torch.tensor([list(flags)])
 
         def loss(z_ND: Tensor, labels: Tensor) -> Tensor:
+            relevant = torch.tensor([list(flags)], device=z_ND.device)
             few_ND, asked_1D, found_MD = torch.split(z_ND, [len(labels), 1, len(flags)])
             square = squared_distances(asked_1D, found_MD)
             return self.inner.loss(few_ND, labels) + pairwise(square, relevant, ~relevant)

@@ -148,9 +148,19 @@ class FewShot(FewShotSettings):
         return device
 
     def predict(self, models: Models, raw: Path) -> dict[str, Any]:
-        """Return the pictures of the database nearest to a picture file, and its class."""
+        """Return the pictures of the database nearest to a picture file, and its class.
+
+        A JSON file ``{"picture": FILE, "relevant": [true, false, ...]}`` judges what that picture
+        finds, nearest first; the answer is the search after that feedback.
+        """
+        from trainers.retrieval.feedback import read_feedback
+
+        picture, flags = read_feedback(raw)
         device = self.searcher(models)
-        device.receive(self.domains.read(raw))
+        device.receive(self.domains.read(picture))
+        if flags:
+            device.search("target", self.nearest)
+            device.feedback("target", flags)
         label, same = device.same_class("target")
         nearest = [
             {"image": hit.name, "class": hit.label, "distance": round(hit.distance, 4)}

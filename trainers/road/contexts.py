@@ -34,6 +34,10 @@ class Wiring:
     share: bool = False
     """The second DSPP has the kernels of the first."""
     activation: Activation = relu
+    tied: bool = True
+    """The paths of a DSPP share their kernels; if not, each learns alone, to compare."""
+    at_once: bool = False
+    """The paths of a DSPP are computed in threads of their own."""
 
     def __post_init__(self) -> None:
         """Refuse strides that do not fall."""
@@ -122,4 +126,6 @@ def context_module(
         return SPP(channels, act)
     if kind == "aspp":
         return ASPP(channels, stride, act)
-    return DSPP(channels, stride, mode=wiring.validity, activation=act, shared=shared)
+    pyramid = DSPP(channels, stride, mode=wiring.validity, activation=act, shared=shared)
+    pyramid.at_once = wiring.at_once
+    return pyramid if wiring.tied else pyramid.untie()

@@ -49,6 +49,10 @@ class DeformableRoad(Segmenter):
     """The module at stride 8 sees the encoder's features there, too."""
     share: bool = False
     """The DSPP at stride 8 has the kernels of the one at stride 16."""
+    tied: bool = True
+    """The paths of a DSPP share their kernels; false: each learns alone, to compare."""
+    at_once: bool = False
+    """Compute the paths of a DSPP in threads of their own."""
     offsets: str = "real"
     """real: read between pixels; integer: round when it does not train; auto: round then if the
     samples need more than the budget; tuned: round in training, too, offsets stay as they are."""
@@ -81,7 +85,8 @@ class DeformableRoad(Segmenter):
         from trainers.road.hosts import host
         from trainers.road.starts import load_encoder
 
-        wiring = Wiring(validity=self.validity, skip=self.skip, share=self.share)
+        names = ("validity", "skip", "share", "tied", "at_once")
+        wiring = Wiring(**{name: getattr(self, name) for name in names})
         net = host(self.host, self.module, classes, wiring)
         set_offsets(net, self.offsets, int(self.budget * MIB))
         for layer in deformables(net):
@@ -124,8 +129,8 @@ class DeformableRoad(Segmenter):
         """Return mIoU, accuracies and boundary F1, and what the paths of DSPPs say of offsets.
 
         The latter are means over all DSPPs for the first batch: offset_disagreement in pixels,
-        offset_ratio of the first to the second path (the patent expects 2), the validity of each
-        path and the share of pixels where it was the most valid one.
+        offset_ratio of the first to the second path (the patent expects 2), offset_correlation of
+        the two, the validity of each path and the share of pixels where it was the most valid one.
         """
         from trainers.nets.pyramids import inspect
 

@@ -215,7 +215,7 @@ class SpokenDigits(Annealed):
         length_1 = torch.tensor([x_1TF.shape[1]], device=device)
         with torch.no_grad():
             logp_1TK, _ = models["net"](x_1TF.to(device), length_1)
-        return logp_1TK[0].float(), self._decode(logp_1TK[0], logp_1TK.shape[1])
+        return logp_1TK[0].float().cpu(), self._decode(logp_1TK[0], logp_1TK.shape[1])
 
 
 @lru_cache(maxsize=6)

@@ -223,7 +223,7 @@ class ImageCaption(Supervised):
         from trainers.pictures.files import read_fitted
 
         x_1CHW = torch.from_numpy(read_fitted(raw, 3, self.image, self.image))[None] / 255
-        (words,), (sure,) = self._tell(models, x_1CHW)
+        (words,), (sure,) = self._tell(models, x_1CHW.to(next(models["cnn"].parameters()).device))
         return {"caption": " ".join(words), "log_probability": round(sure, 4)}
 
     def picture(self, models: Models) -> Image.Image:

@@ -30,8 +30,8 @@ class ResnetPictures(Photos):
     """Ten classes of shapes with textures in 32x32 RGB, CIFAR-10, or folders of photographs.
 
     A batch is a pair (x_BCHW in [0, 1], labels). By default a ResNet-14 for small pictures with
-    half the channels. Beside accuracy and loss it scores ``residual``: how large F(x) is beside
-    x, as a mean over the blocks, which the paper expects to be small.
+    half the channels. Beside accuracy and loss it scores how large F(x) is beside x, which the
+    paper expects to be small: ``residual_1`` of the first block and so on, ``residual`` their mean.
     """
 
     source: ClassVar[str] = "He et al., Deep Residual Learning (CVPR 2016)"
@@ -89,4 +89,7 @@ class ResnetPictures(Photos):
         first = next(every)
         scores = super().score(models, chain([first], every))
         sizes = residual_sizes(models["net"], first[0])
-        return scores | {"residual": fmean(sizes.values())} if sizes else scores
+        if not sizes:
+            return scores
+        each = {f"residual_{number}": size for number, size in enumerate(sizes.values(), 1)}
+        return {**scores, "residual": fmean(sizes.values()), **each}

@@ -186,7 +186,8 @@ class TextGenerator(Supervised):
         from trainers.nets.sequence import chooser, generate
 
         # A line break before the prompt: it is the beginning of something.
-        tokens_1T = self.corpus.encode("\n" + prompt)[None]
+        where = next(models["net"].parameters()).device
+        tokens_1T = self.corpus.encode("\n" + prompt)[None].to(where)
         words = self.corpus.vocabulary.words
         with torch.no_grad():
             best = models["net"](tokens_1T)[0][0, -1].softmax(0).topk(3)

@@ -205,6 +205,19 @@ def test_rounding_is_reversible() -> None:
     assert torch.equal(net(x_BCHW), real_BOHW)
 
 
+def test_errors_of_rounding_add_up_over_layers() -> None:
+    def error(layers: int, seed: int) -> float:
+        torch.manual_seed(seed)
+        net = nn.Sequential(*(wandering(SDfConv2d(18, 18), 0.1) for _ in range(layers))).eval()
+        x_BCHW = torch.randn(2, 18, 12, 12)
+        real_BOHW = net(x_BCHW)
+        set_offsets(net, "integer")
+        return float((net(x_BCHW) - real_BOHW).abs().mean() / real_BOHW.abs().mean())
+
+    one, two, four = (sum(error(layers, seed) for seed in range(5)) / 5 for layers in (1, 2, 4))
+    assert 0 < one < two < four
+
+
 def test_kernels_are_as_small_as_the_patent_says() -> None:
     squeezed, plain = SDfConv2d(384, 384), SDfConv2d(384, 384, squeeze=None)
     assert weights(squeezed) == 223_488

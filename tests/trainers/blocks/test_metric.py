@@ -85,6 +85,28 @@ def test_n_pair_by_hand() -> None:
     assert float(n_pair(z_ND, torch.tensor([0, 0, 1]))) == pytest.approx(expected)
 
 
+def test_multi_similarity_by_hand() -> None:
+    z_ND, labels = points(0, 60, 90), torch.tensor([0, 0, 1])
+    s01, s02, s12 = (math.cos(math.radians(degrees)) - 0.5 for degrees in (60, 90, 30))
+
+    def near(*same: float) -> float:
+        return math.log1p(sum(math.exp(-2 * s) for s in same)) / 2
+
+    def far(*other: float) -> float:
+        return math.log1p(sum(math.exp(50 * s) for s in other)) / 50
+
+    each = [near(s01) + far(s02), near(s01) + far(s12), far(s02, s12)]
+    found = float(LOSSES["multi_similarity"](z_ND, labels))
+    assert found == pytest.approx(sum(each) / 3)
+
+
+def test_lifted_by_hand() -> None:
+    z_ND, labels = points(0, 60, 90), torch.tensor([0, 0, 1])
+    d01, d02, d12 = (2 * math.sin(math.radians(degrees / 2)) for degrees in (60, 90, 30))
+    one_pair = math.log(math.exp(1 - d02) + math.exp(1 - d12)) + d01
+    assert float(LOSSES["lifted"](z_ND, labels)) == pytest.approx(one_pair**2 / 2)
+
+
 def test_log_ratio_equals_the_sum_over_triples() -> None:
     z_ND = scattered(5)
     target = torch.cdist(scattered(5, 2), scattered(5, 2)) + 0.1

@@ -5,6 +5,8 @@ Shape legend: B batch, C channels, P paths, K positions of the kernel, H height,
 
 from __future__ import annotations
 
+import copy
+import threading
 from itertools import pairwise
 
 import pytest
@@ -150,6 +152,62 @@ def test_on_disagreement_the_more_valid_path_counts_more_and_weights_sum_to_thei
     assert float(said["offset_disagreement"]) == pytest.approx(9 * 2**0.5, rel=1e-4)
     assert float(said["validity_1"]) > float(said["validity_2"]) and float(said["won_1"]) > 0.8
     assert not judged.weight_PBHW.requires_grad
+
+
+def test_offsets_are_correlated_where_the_paths_move_alike() -> None:
+    first, second = parts(0.0, 0.9, 8), parts(0.0, 0.9, 4)
+    nn.init.normal_(second.offset_B2KHW)
+    alike = first._replace(offset_B2KHW=2 * validity.enlarge(second.offset_B2KHW, 2, (8, 8)))
+    against = first._replace(offset_B2KHW=3 - alike.offset_B2KHW)
+    for path, wanted in ((alike, 1.0), (against, -1.0), (first, 0.0)):
+        said = validity.diagnose(validity.judge([path, second], (1, 2), Window()), (1, 2))
+        assert float(said["offset_correlation"]) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_paths_untied_start_alike_and_learn_alone() -> None:
+    module = moving(DSPP(18, 16)).eval()
+    x_BCHW = torch.randn(2, 18, 8, 8)
+    tied_BCHW = module(x_BCHW)
+    assert torch.equal(module.untie()(x_BCHW), tied_BCHW)
+    first, second = module.paths
+    for name in ("offset", "feature"):
+        assert getattr(first, name) is getattr(module.shared, name)
+        assert getattr(first, name).weight is not getattr(second, name).weight
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module(x_BCHW).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(first.feature.weight, second.feature.weight)
+
+
+@pytest.mark.parametrize("mode", validity.MODES)
+def test_paths_in_threads_return_and_learn_the_same(mode: str) -> None:
+    one = moving(DSPP(18, 8, mode=mode))
+    other = copy.deepcopy(one)
+    other.at_once = True
+    x_BCHW = torch.randn(2, 18, 8, 8)
+    answers = [module(x_BCHW) for module in (one, other)]
+    assert torch.equal(*answers)
+    for y_BCHW in answers:
+        y_BCHW.square().sum().backward()
+    for p, same in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, same.grad, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        assert not other(x_BCHW).requires_grad
+
+
+@pytest.mark.parametrize("pools", [(1, 2), (1, 2, 4)])
+def test_paths_run_beside_one_another(pools: tuple[int, ...]) -> None:
+    """Each path waits for the others: one after another they would never end."""
+    module = DSPP(18, 8, pools).eval()
+    module.at_once = True
+    meeting = threading.Barrier(len(pools), timeout=60)
+
+    def wait(*_: object) -> None:
+        meeting.wait()
+
+    for path in module.paths:
+        path.register_forward_pre_hook(wait)
+    assert module(torch.randn(1, 18, 8, 8)).shape == (1, 18, 8, 8)
 
 
 def test_three_paths_share_their_weight_too() -> None:

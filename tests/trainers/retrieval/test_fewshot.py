@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +151,36 @@ def test_folders_are_trained_on_and_searched(tmp_path: Path) -> None:
         replace(task, data=str(tmp_path / "none")).batch("train", 0)
 
 
+def test_feedback_in_a_file_changes_what_is_found(tmp_path: Path) -> None:
+    task = FewShot(**SMALL)
+    models = built(task)
+    test = task.domains.target()["test"]
+    Image.fromarray((test.images_NCHW[3, 0] * 255).byte().numpy()).save(tmp_path / "query.png")
+    asked = tmp_path / "feedback.json"
+
+    def found(file: Path) -> list[dict[str, object]]:
+        with torch.inference_mode():  # as dlp predict has it
+            return task.predict(models, file)["nearest"]  # type: ignore[no-any-return]
+
+    before = found(tmp_path / "query.png")
+    flags = [number < 3 for number in range(task.nearest)]
+    asked.write_text(json.dumps({"picture": "query.png", "relevant": flags}))
+    after = found(asked)
+    assert len(after) == task.nearest and after != before
+    assert found(tmp_path / "query.png") == before, "the saved run stays"
+    for said, wrong in (
+        ({"picture": "query.png"}, "holds no relevant - allowed: "),
+        ({"picture": "query.png", "relevant": [1, 0]}, r"holds relevant=\[1, 0\] - allowed: "),
+        ({"picture": "query.png", "relevant": []}, r"holds relevant=\[\] - allowed: "),
+        ({"picture": "query.png", "relevant": [True]}, "1 flags for 6 results - allowed: "),
+        ({"picture": "none.png", "relevant": flags}, "none.png cannot be read"),
+        ({"pictures": "query.png"}, "feedback.json holds .* - allowed: "),
+    ):
+        asked.write_text(json.dumps(said))
+        with pytest.raises(UsageError, match=wrong):
+            found(asked)
+
+
 @pytest.mark.slow
 def test_a_few_labelled_pictures_make_the_search_better(tmp_path: Path) -> None:
     task = FewShot(seed=0, minibatches=60, episodes=1, alpha=0.2)
@@ -161,6 +192,11 @@ def test_a_few_labelled_pictures_make_the_search_better(tmp_path: Path) -> None:
     base = task.baselines()
     print(scores, base)
     assert scores["gain"] > 0.05 and scores["early"] > scores["unadapted"]
+    assert set(base) == {
+        *("raw_pixels", "hog", "dense_sift", "random_net", "random_net_adapted"),
+        *("cosine_classifier", "unadapted_metric", "fine_tuned_early", "fine_tuned"),
+    }
+    assert all(0.1 < value < 1 for value in base.values()), "all are better than chance"
     assert base["fine_tuned"] > base["unadapted_metric"] + 0.05
     assert scores["map_r"] > max(base["random_net"], base["unadapted_metric"])
     assert 0 < scores["rho1"] < scores["rho2"] < 1, "same-class pictures are nearer than others"

@@ -56,6 +56,33 @@ def test_hosts_answer_at_the_size_of_the_picture(name: str, size: tuple[int, int
     assert meta(net.eval(), 1, 3, *size).shape == (1, 19, *size)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", ["espnet", "deeplab"])
+def test_hosts_take_a_step_with_finite_gradients(name: str) -> None:
+    net = host(name, "dspp_ext", 19, Wiring(validity="gate")).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    answer = net(torch.randn(2, 3, 64, 64))
+    heads = list(answer.values()) if isinstance(answer, dict) else [answer]
+    assert all(logits_BKHW.isfinite().all() for logits_BKHW in heads)
+    sum(logits_BKHW.square().mean() for logits_BKHW in heads).backward()
+    for part, p in net.named_parameters():
+        assert p.grad is not None and bool(p.grad.isfinite().all()), part
+    before = net.encoder.state_dict(keep_vars=True)
+    old = {part: p.detach().clone() for part, p in before.items() if p.requires_grad}
+    optimizer.step()
+    assert all(bool(before[part].isfinite().all()) for part in old)
+    assert any(not torch.equal(before[part], was) for part, was in old.items())
+
+
+def test_wiring_says_whether_paths_share_and_run_at_once() -> None:
+    for tied in (True, False):
+        context = Context("dspp_ext_dup", 18, 9, Wiring(tied=tied, at_once=not tied))
+        modules = [m for m in context.modules() if isinstance(m, DSPP)]
+        assert len(modules) == 4 and all(m.at_once is not tied for m in modules)
+        for module in modules:
+            kernels = {id(path.feature.weight) for path in module.paths}
+            assert len(kernels) == (1 if tied else len(module.paths))
+
+
 def test_espnet_of_scale_1_5_has_the_channels_of_figure_8() -> None:
     assert widths(1.5) == (32, 96, 192, 384)
     with torch.device("meta"):

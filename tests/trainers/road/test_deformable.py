@@ -174,6 +174,47 @@ def test_an_encoder_is_read_by_names_or_by_order(tmp_path: Path) -> None:
                 assert torch.equal(tensor, wanted.state_dict()[name])
 
 
+def resnet_50_as_in_torchvision() -> dict[str, Tensor]:
+    """Return a state dictionary with the names, the order and the shapes of torchvision's file."""
+    state: dict[str, Tensor] = {}
+
+    def layer(conv: str, norm: str, out: int, channels: int, side: int) -> None:
+        state[f"{conv}.weight"] = torch.randn(out, channels, side, side)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{norm}.{name}"] = torch.rand(out)
+        state[f"{norm}.num_batches_tracked"] = torch.tensor(1)
+
+    layer("conv1", "bn1", 64, 3, 7)
+    before = 64
+    for stage, (width, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):
+        for block in range(blocks):
+            home, out = f"layer{stage}.{block}", 4 * width
+            layer(f"{home}.conv1", f"{home}.bn1", width, before, 1)
+            layer(f"{home}.conv2", f"{home}.bn2", width, width, 3)
+            layer(f"{home}.conv3", f"{home}.bn3", out, width, 1)
+            if not block:
+                layer(f"{home}.downsample.0", f"{home}.downsample.1", out, before, 1)
+            before = out
+    return state | {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+
+
+@pytest.mark.slow
+def test_the_weights_of_torchvision_are_taken_as_they_come(tmp_path: Path) -> None:
+    theirs, path = resnet_50_as_in_torchvision(), str(tmp_path / "resnet50.pth")
+    torch.save(theirs, path)
+    _, models = built(host="deeplab", encoder=path)
+    encoder = models["net"].encoder
+    first, last = encoder.layers.layer1[0], encoder.layers.layer4[-1]
+    for own, name in (
+        (encoder.layers.stem[0].weight, "conv1.weight"),
+        (first.residual[0].weight, "layer1.0.conv1.weight"),
+        (first.projection[0].weight, "layer1.0.downsample.0.weight"),
+        (first.projection[1].running_var, "layer1.0.downsample.1.running_var"),
+        (last.residual[-1].bias, "layer4.2.bn3.bias"),
+    ):
+        assert torch.equal(own, theirs[name]), name
+
+
 def test_an_encoder_file_that_cannot_be_right_is_one_line(tmp_path: Path) -> None:
     encoder = nn.Conv2d(3, 4, 1)
     (tmp_path / "text.pth").write_text("hello")

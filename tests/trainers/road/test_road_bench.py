@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from trainers.nets.deformable import set_offsets
 from trainers.road.bench import (
@@ -72,6 +73,15 @@ def test_memory_of_modules_in_training_is_ordered_as_printed(
     assert used[8, "dspp", "whole"] < used[8, "aspp", "real"] < used[8, "dspp", "real"]
 
 
+def test_memory_of_modules_in_inference_is_ordered_as_printed_but_for_spp(
+    memories: dict[tuple[int, str, str], Memory],
+) -> None:
+    """SPP holds its pooled maps at once, here; the patent's needs the least."""
+    used = {key: memory.inference for key, memory in memories.items()}
+    assert used[16, "dspp", "whole"] < used[16, "dspp", "real"] < used[16, "aspp", "real"]
+    assert used[8, "dspp", "whole"] < used[8, "aspp", "real"]
+
+
 def test_our_sampler_stores_no_corners() -> None:
     for name in ("sdf", "df"):
         net = bench_network(name, 16)
@@ -81,12 +91,20 @@ def test_our_sampler_stores_no_corners() -> None:
         assert weigh(net, 48).training <= fused.training
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_the_bench_network_is_a_bare_module_between_two_1x1_convolutions(name: str) -> None:
+    with torch.device("meta"):
+        first, module, last = bench_network(name, 16)
+    assert first.kernel_size == last.kernel_size == (1, 1)
+    assert (first.in_channels, first.out_channels) == (3, 384)
+    assert (last.in_channels, last.out_channels) == (384, 19)
+    assert not any(isinstance(m, nn.BatchNorm2d | nn.ReLU | nn.PReLU) for m in module.modules())
+
+
 def test_the_bench_network_learns_to_name_pixels() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = bench_network("dspp", 16)
-    assert [(net[0].in_channels, net[0].out_channels)] == [(3, 384)]
-    assert [(net[2].in_channels, net[2].out_channels)] == [(384, 19)]
     x_B3HW, labels_BHW = torch.randn(1, 3, 6, 6), torch.randint(19, (1, 6, 6))
     losses = [train_once(net, x_B3HW, labels_BHW, lr=0.01) for _ in range(4)]
     assert losses[-1] < losses[0]

@@ -119,7 +119,7 @@ def test_one_pass_is_far_quicker_than_a_pass_for_every_pixel() -> None:
     print(
         f"64 x 64 pixels: {windows:.2f} s in windows, {whole:.4f} s whole: {windows / whole:.0f}x"
     )
-    assert windows > 10 * whole  # measured: 66 times
+    assert windows > 20 * whole  # measured: 66 times
 
 
 @pytest.mark.slow

@@ -251,4 +251,5 @@ def test_it_learns_to_say_what_it_sees() -> None:
     # the pairs that are held out exclude.
     assert scores["loss"] < 7.0 < 7.5 < blind["loss"]
     assert scores["bleu4"] > 0.3 and blind["exact"] <= 0.1 and scores["shuffled"] <= 0.1
+    assert blind["bleu4"] < scores["bleu4"]
     assert task.picture(models).width > 500

@@ -202,6 +202,7 @@ def test_it_learns_particles_and_remembers_how_a_sentence_began() -> None:
     base = task.baselines()
     assert scores["gain"] >= 2.0 and scores["gain"] > base["bigram"] + 4 > base["unigram"]
     assert base["untrained"] < 1.1 and scores["particle"] >= 0.95
+    assert 0 <= scores["held_out"] <= 1, "of nouns it never saw it is told, not promised"
     answer = task.go_on(models, "나")
     assert next(iter(answer["next"])) == "는" and answer["text"].startswith("나는")
     assert next(iter(task.go_on(models, "책")["next"])) == "은"
