@@ -25,6 +25,8 @@ NEEDED = {"breakout": ("times_random", 5.0), "racer": ("times_random_steps", 2.0
           "galaga": ("times_random", 3.0)}  # fmt: skip
 """The score that has to reach so many times that of random play."""
 WORKERS = {"alone": 1, "easgd": 2, "hybrid": 2}
+STEPS = 4000
+"""Of every worker: each plays and learns as long as one alone does."""
 HEAD = (
     "game | rule | workers | return | random play | one action | times random | steps | "
     "times random's | needed | reached | seconds"
@@ -34,6 +36,7 @@ HEAD = (
 def train(game: str, rule: str, seed: int, folder: Path, more: Sequence[str]) -> dict[str, Any]:
     """Train one game under one rule."""
     words = ["task=zoo/dqn", f"task.game={game}", f"rule={rule}", f"workers={WORKERS[rule]}"]
+    words += [f"run.minibatches={WORKERS[rule] * STEPS}"]
     return training.train([*words, f"seed={seed}", *more], folder)
 
 
@@ -62,8 +65,9 @@ def page(rows: Sequence[Sequence[str]], games: Sequence[str], seed: int, load: f
 {lines}
 
 - Means of 100 test episodes, greedy play, at most 300 steps each; random play in the same number
-  of episodes. A row: `dlp train task=zoo/dqn task.game=GAME rule=RULE workers=N seed={seed}`; all
-  of them: `python scripts/study_games.py`.
+  of episodes. A row: `dlp train task=zoo/dqn task.game=GAME rule=RULE workers=N seed={seed}` with
+  `run.minibatches` of {STEPS} for each worker, so that each plays and learns as long as one alone;
+  all of them: `python scripts/study_games.py`.
 - {date.today()}, load average {load:.1f} at the end: seconds are longer on a busy machine. They
   include the evaluations.
 - The games are our own, 16x16 pixels. They show that it learns, not what it reaches on Atari.
