@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from omegaconf import OmegaConf
-from training import machine, result, train
+from PIL import Image
+from training import machine, train
 
 from dlplatform.task import tasks
 
@@ -48,13 +48,13 @@ def length(name: str) -> int:
 
 
 def run(name: str, rule: str, seed: int, folder: Path, more: Sequence[str]) -> dict[str, Any]:
-    """Train a task by its recipe under a rule, unless that has been done."""
+    """Train a task by its recipe under a rule."""
     words = [f"experiment={name}", f"rule={rule}", f"workers={WORKERS[rule]}", f"seed={seed}"]
     words += [f"boxes={2 if WORKERS[rule] > 2 else 1}", *more]
     if rule in LONGER and not more:
         words += [f"run.minibatches={LONGER[rule] * length(name)}"]
     where = folder / f"{name.replace('/', '-')}-{rule}-{seed}"
-    found = result(where) or train(words, where)
+    found = train(words, where)
     return {key: found[key] for key in KEPT}
 
 
@@ -72,6 +72,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         seconds = [row["seconds"] for row in of["alone"]]
         lines.append([*cells, f"{statistics.median(seconds):.0f}" if seconds else "-"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def behind(rows: Sequence[dict[str, Any]]) -> str:
+    """Return which rules reach less than 95 % of two synchronous workers, and how much."""
+    sync = {row["task"]: row["score"] for row in rows if row["rule"] == "ssgd"}
+    shares = [(row["task"], row["rule"], row["score"] / sync.get(row["task"], row["score"]))
+              for row in rows if row["rule"] in ("easgd", "hybrid")]  # fmt: skip
+    found = [f"`{task}` {rule} {share:.0%}" for task, rule, share in shares if share < 0.95]
+    return ", ".join(found) or "none"
 
 
 def page(rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> str:
@@ -93,6 +102,10 @@ the data of its paper.
 - One worker makes a step of every minibatch. Two share the same number of minibatches, and the four
   of `hybrid`, in groups of two, have twice as many: in all three each worker makes half as many
   steps as one alone, and `ssgd` and a group average two minibatches in each.
+- Below 95 % of `ssgd` with two workers: {behind(rows)}.
+  So few steps end before elastic averages have caught up, where the score still rises steeply.
+  Returns of `zoo/dqn` differ as much from seed to seed; [on all its games](games.md), workers of
+  `easgd` that play as long as one alone come to 75 to 105 % of it, those of `hybrid` to 58 to 87 %.
 - {on["cpu"]}, {on["cores"]} cores, Python {on["python"]}, torch {on["torch"]}, {on["date"]}, load
   average {min(loads):.1f} to {max(loads):.1f}. Figures: `tasks.json`.
 
@@ -131,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if key[1:] == ("alone", 0):
                 name = key[0].replace("/", "-")
                 source = options.runs / f"{name}-alone-0" / "result.png"
-                shutil.copy(source, options.out / "tasks" / f"{name}.png")
+                small = Image.open(source).convert("RGB").quantize(256)  # a third of the bytes
+                small.save(options.out / "tasks" / f"{name}.png", optimize=True)
     rows = [done[one] for one in sorted(done)]
     shown = sorted({row["task"] for row in rows if row["rule"] == "alone" and not row["seed"]})
     (options.out / "tasks.md").write_text(page(rows, shown))

@@ -16,19 +16,29 @@ RUNS: list[dict[str, Any]] = json.loads((RESULTS / "tasks.json").read_text())["r
 NAMES = [name for name, cls in tasks().items() if cls.__module__.startswith("trainers.")]
 LEAST = {
     "human/sensors": {"macro_f1": 0.9},
-    "road/deformable": {"miou": 0.75},
+    "road/deformable": {"mIoU": 0.75},
     "zoo/digits": {"accuracy": 0.97},
-    "zoo/fcn": {"miou": 0.7},
+    "zoo/fcn": {"mIoU": 0.7},
     "zoo/inception": {"accuracy": 0.9},
     "zoo/nic": {"bleu4": 0.7, "exact": 0.6},
     "zoo/resnet": {"accuracy": 0.9},
-    "zoo/segnet": {"miou": 0.7},
+    "zoo/segnet": {"mIoU": 0.7},
     "zoo/textgen": {"gain": 2.0},
     "zoo/vgg": {"accuracy": 0.9},
 }
 """The least means of one worker's test scores."""
+BEFORE = ("untrained", "random", "unadapted_metric")
+"""Baselines that have learnt nothing of the task."""
 MARGIN = 0.95
 """The share of two synchronous workers' score that other rules have to reach."""
+BEHIND: dict[tuple[str, str], float] = {
+    ("zoo/dqn", "easgd"): 0.7,
+    ("zoo/dqn", "hybrid"): 0.5,
+    ("zoo/inception", "easgd"): 0.9,
+    ("zoo/resnet", "easgd"): 0.85,
+    ("zoo/resnet", "hybrid"): 0.85,
+}
+"""Those that do not, after so few steps, and what they reach: see the page."""
 
 
 def of(name: str, rule: str) -> list[dict[str, Any]]:
@@ -40,8 +50,8 @@ def test_three_seeds_are_above_untrained_networks_and_every_rule_has_run(name: s
     alone = of(name, "alone")
     assert [run["seed"] for run in alone] == [0, 1, 2]
     for run in alone + of(name, "ssgd") + of(name, "easgd") + of(name, "hybrid"):
-        untrained = [v for k, v in run["baselines"].items() if k in ("untrained", "random")]
-        assert untrained and run["score"] > max(untrained), run["rule"]
+        first = [run["baselines"][name] for name in BEFORE if name in run["baselines"]]
+        assert first and run["score"] > max(first), run["rule"]
     assert all(of(name, rule) for rule in ("ssgd", "easgd", "hybrid"))
     assert f"## {name}" in (RESULTS / "tasks.md").read_text()
 
@@ -52,9 +62,14 @@ def test_scores_are_as_specified(name: str) -> None:
         assert statistics.mean(run["test"][score] for run in of(name, "alone")) >= least, score
 
 
+@pytest.mark.parametrize("rule", ["easgd", "hybrid"])
+@pytest.mark.parametrize("name", NAMES)
+def test_elastic_rules_keep_up_with_synchronous_workers(name: str, rule: str) -> None:
+    (one,), (sync,) = of(name, rule), of(name, "ssgd")
+    assert one["score"] / sync["score"] >= BEHIND.get((name, rule), MARGIN)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_task_says_of_itself_was_measured(name: str) -> None:
     said = float(tasks()[name].expected.split()[0])
-    scores = [run["score"] for run in of(name, "alone")]
-    spread = max(scores) - min(scores)
-    assert min(scores) - spread - 0.02 * abs(said) <= said <= max(scores) + 0.02 * abs(said)
+    assert statistics.mean(run["score"] for run in of(name, "alone")) == pytest.approx(said, 0.03)

@@ -43,7 +43,7 @@ class Sensors(Annealed):
     primary: ClassVar[str] = "macro_f1"
     source: ClassVar[str] = "Ordonez and Roggen, DeepConvLSTM (2016), one branch a sensor"
     parameters: ClassVar[int] = 212_827
-    expected: ClassVar[str] = "0.99"
+    expected: ClassVar[str] = "0.98"
 
     batch_size: int = 32
     minibatches: int = 400

@@ -43,7 +43,7 @@ class FewShot(FewShotSettings):
     primary: ClassVar[str] = "map_r"
     source: ClassVar[str] = "patent on few-shot retrieval; Finn et al. (2017), Jung et al. (2022)"
     parameters: ClassVar[int] = 38_640
-    expected: ClassVar[str] = "0.42"
+    expected: ClassVar[str] = "0.40"
 
     def models(self) -> Models:
         """Build the network, and the step sizes if they are learnt."""

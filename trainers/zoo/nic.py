@@ -38,7 +38,7 @@ class ImageCaption(Supervised):
     primary: ClassVar[str] = "bleu4"
     source: ClassVar[str] = "Vinyals et al., Show and Tell (2015)"
     parameters: ClassVar[int] = 362_146
-    expected: ClassVar[str] = "0.93"
+    expected: ClassVar[str] = "0.94"
 
     batch_size: int = 32
     minibatches: int = 2500
