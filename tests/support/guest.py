@@ -135,4 +135,5 @@ def moved(items: list[pytest.Item], everything: bool) -> list[pytest.Item]:
 def _moved(item: pytest.Item) -> pytest.Item:
     found: pytest.Item = InGuest.from_parent(item.parent, name=item.name, nodeid=item.nodeid)
     found.add_marker(pytest.mark.rdma)
+    found.add_marker(pytest.mark.timeout(LIMIT_S))  # the first one waits for the guest, too
     return found
