@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlplatform.config import CHECKS
 from dlplatform.errors import UsageError, closest
 
 if TYPE_CHECKING:
@@ -106,9 +106,9 @@ def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
 def _load(given: dict[str, str]) -> tuple[Task, Models, torch.device]:
     """Return the task, its networks on the device that is asked for, and the device."""
     folder, wanted = given["run"], given["device"]
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
+    if not CHECKS["run.device"].passes(wanted):
         raise UsageError(
-            f"device={wanted} cannot work - allowed: auto, cpu, cuda, cuda:N - do: choose"
+            f"device={wanted} cannot work - allowed: {CHECKS['run.device'].allowed} - do: choose"
         )
     _one_of("which", given["which"], WHICH)
     if not folder or not Path(folder).is_dir():

@@ -22,9 +22,10 @@ from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "lanes"
-APART = ["tests/launch", "tests/trainers", "tests/conformance"]
-MAIN = ["tests", *(f"--ignore={folder}" for folder in APART), "-m", "not rdma"]
-BESIDE = [[[folder] for folder in APART[:2]], [["-m", "rdma"], [*APART[2:], "-m", "not rdma"]]]
+LAUNCH, TRAINERS, CONFORMANCE = "tests/launch", "tests/trainers", "tests/conformance"
+HERE = ["-m", "not rdma"]
+MAIN = ["tests", *(f"--ignore={folder}" for folder in (LAUNCH, TRAINERS, CONFORMANCE)), *HERE]
+BESIDE = [[[LAUNCH], [TRAINERS]], [["-m", "rdma"], [CONFORMANCE, *HERE]]]
 """For each lane beside the main one what it runs, one after the other."""
 PASSED, FAILED = 0, 1
 """Exit codes of pytest; with any other one it has not run its tests."""
@@ -39,7 +40,7 @@ class Lane(threading.Thread):
         super().__init__(daemon=True, name=f"lane{number}")
         self.runs, self.log, self.codes = runs, BUILD / f"{self.name}.log", list[int]()
         self.process: subprocess.Popen[bytes] | None = None
-        self.over = False
+        self.over, self.seconds = False, 0.0
 
     def run(self) -> None:
         """Run them all, unless the lane is closed before."""

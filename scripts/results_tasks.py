@@ -47,14 +47,18 @@ def length(name: str) -> int:
     return int(OmegaConf.select(recipe, "run.minibatches", default=usual))
 
 
+def leaf(name: str) -> str:
+    """Return a task's name as that of a file."""
+    return name.replace("/", "-")
+
+
 def run(name: str, rule: str, seed: int, folder: Path, more: Sequence[str]) -> dict[str, Any]:
     """Train a task by its recipe under a rule."""
     words = [f"experiment={name}", f"rule={rule}", f"workers={WORKERS[rule]}", f"seed={seed}"]
     words += [f"boxes={2 if WORKERS[rule] > 2 else 1}", *more]
     if rule in LONGER and not more:
         words += [f"run.minibatches={LONGER[rule] * length(name)}"]
-    where = folder / f"{name.replace('/', '-')}-{rule}-{seed}"
-    found = train(words, where)
+    found = train(words, folder / f"{leaf(name)}-{rule}-{seed}")
     return {key: found[key] for key in KEPT}
 
 
@@ -83,12 +87,12 @@ def behind(rows: Sequence[dict[str, Any]]) -> str:
     return ", ".join(found) or "none"
 
 
-def page(rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> str:
-    """Return the page."""
-    on, loads = machine(), [row["load"] for row in rows]
-    pictures = "\n\n".join(
-        f"## {name}\n\n![{name}](tasks/{name.replace('/', '-')}.png)" for name in shown
-    )
+def page(on: dict[str, Any]) -> str:
+    """Return the page of what tasks.json holds: runs, and the machine they ran on."""
+    rows = on["runs"]
+    loads = [row["load"] for row in rows]
+    shown = sorted({row["task"] for row in rows if row["rule"] == "alone" and not row["seed"]})
+    pictures = "\n\n".join(f"## {name}\n\n![{name}](tasks/{leaf(name)}.png)" for name in shown)
     return f"""# What every task learns
 
 Test scores of the recipes in `configs/experiment`, made for two cores and a minute or two. Data are
@@ -128,8 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (options.out / "tasks").mkdir(parents=True, exist_ok=True)
     more = [f"run.minibatches={options.minibatches}"] if options.minibatches else []
     found = options.out / "tasks.json"
-    done = {tuple(row[key] for key in FIELD): row for row in
-            (json.loads(found.read_text())["runs"] if found.exists() else [])}  # fmt: skip
+    data: dict[str, Any] = json.loads(found.read_text()) if found.exists() else {"runs": []}
+    done = {tuple(row[key] for key in FIELD): row for row in data["runs"]}
     plan = [(name, rule, seed) for rule in options.rules for name in options.tasks
             for seed in SEEDS[rule]]  # fmt: skip
     waiting = sorted((key for key in plan if key not in done), key=lambda one: one[2])
@@ -139,17 +143,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             done[key] = row
             words = " ".join(map(str, key))
             print(f"{number}/{len(waiting)} {words}: {row['score']:.4f}", flush=True)
-            rows = [done[one] for one in sorted(done)]
-            found.write_text(json.dumps({**machine(), "runs": rows}, indent=1) + "\n")
+            data = {**machine(), "runs": [done[one] for one in sorted(done)]}
+            found.write_text(json.dumps(data, indent=1) + "\n")
             if key[1:] == ("alone", 0):
-                name = key[0].replace("/", "-")
-                source = options.runs / f"{name}-alone-0" / "result.png"
+                source = options.runs / f"{leaf(key[0])}-alone-0" / "result.png"
                 small = Image.open(source).convert("RGB").quantize(256)  # a third of the bytes
-                small.save(options.out / "tasks" / f"{name}.png", optimize=True)
-    rows = [done[one] for one in sorted(done)]
-    shown = sorted({row["task"] for row in rows if row["rule"] == "alone" and not row["seed"]})
-    (options.out / "tasks.md").write_text(page(rows, shown))
-    print(table(rows))
+                small.save(options.out / "tasks" / f"{leaf(key[0])}.png", optimize=True)
+    (options.out / "tasks.md").write_text(page(data))
+    print(table(data["runs"]))
     return os.EX_OK
 
 

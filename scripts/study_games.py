@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, default=ROOT / "docs" / "results", metavar="DIR")
     p.add_argument("--runs", type=Path, default=ROOT / "outputs" / "games", metavar="DIR")
-    p.add_argument("more", nargs="*", help="settings of all runs, as task.minibatches=500")
+    p.add_argument("more", nargs="*", help="settings of all runs, as run.minibatches=500")
     options = p.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     rows, results = [], []

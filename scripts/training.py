@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +12,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from launch import bench
 
 
 def train(words: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -41,18 +41,11 @@ def result(folder: Path) -> dict[str, Any]:
     return found
 
 
-def cpu_name() -> str:
-    """Return what the processor calls itself."""
-    found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    return found[1] if found else platform.machine()
-
-
 def machine() -> dict[str, Any]:
     """Return what runs were measured with, and when."""
     return {
         "date": date.today().isoformat(),
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        **{key: value for key, value in bench.machine().items() if key in ("cpu", "cores")},
         "python": platform.python_version(),
         "torch": version("torch"),
     }

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from dlplatform.seeds import derive
 from dlplatform.task import Models, task
-from trainers.blocks.supervised import Supervised, cosine
+from trainers.blocks.annealed import Annealed
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +27,7 @@ SHOWN = 12
 
 @task("zoo/nic")
 @dataclass
-class ImageCaption(Supervised):
+class ImageCaption(Annealed):
     """Sentences about pictures of two shapes, or about those of COCO.
 
     Pairs of shapes and colours of the test never come in training. A batch is (x_BCHW in [0, 1],
@@ -43,6 +42,7 @@ class ImageCaption(Supervised):
     batch_size: int = 32
     minibatches: int = 2500
     lr: float = 3e-3
+    warmup: float = 0.02
     data: str = ""
     """Folder of COCO captions (annotations/, train2017/, val2017/); empty: drawn scenes."""
     weights: str = ""
@@ -153,27 +153,26 @@ class ImageCaption(Supervised):
 
         return Adam(parameters, lr=self.lr if group == "rnn" else self.cnn_lr)
 
-    def rate(self, progress: float) -> float:
-        """Fall to 1 % along half a cosine."""
-        return cosine(progress, warmup=0.02)
-
     def score(self, models: Models, batches: Iterable[Batch]) -> dict[str, float]:
         """Return BLEU-1 to -4, the share of sentences that are a reference, and the loss.
 
         ``shuffled`` is the share that is a reference of another picture, the next of the batch.
         """
+        from trainers.nets.caption import Teller, caption_loss
         from trainers.scores.bleu import bleu
 
+        teller = cast(Teller, models["rnn"])
         said: list[Words] = []
         references: list[list[Words]] = []
         swapped: list[list[Words]] = []
         losses = []
         for batch in batches:
             good = self._references(batch)
-            said += self._tell(models, batch[0])[0]
+            features_BF = models["cnn"](batch[0])
+            said += self._tell(teller, features_BF)[0]
             references += good
             swapped += [*good[1:], good[0]]
-            losses.append(float(self.loss(models, batch).detach()))
+            losses.append(float(caption_loss(teller, features_BF, batch[1]).detach()))
         return {
             **{f"bleu{n}": value for n, value in enumerate(bleu(said, references), 1)},
             "exact": _share(said, references),
@@ -185,12 +184,11 @@ class ImageCaption(Supervised):
         decode = self.pictured().vocabulary.decode
         return [[words for line in row if (words := decode(line))] for row in batch[1].tolist()]
 
-    def _tell(self, models: Models, x_BCHW: Tensor) -> tuple[list[Words], list[float]]:
+    def _tell(self, teller: nn.Module, features_BF: Tensor) -> tuple[list[Words], list[float]]:
         """Return a sentence about each picture, and its log-probability."""
         from trainers.nets.caption import Teller, beam_search
 
-        teller = cast(Teller, models["rnn"])
-        tokens_BT, sure_B = beam_search(teller, models["cnn"](x_BCHW), self.beams)
+        tokens_BT, sure_B = beam_search(cast(Teller, teller), features_BF, self.beams)
         decode = self.pictured().vocabulary.decode
         return [decode(line) for line in tokens_BT.tolist()], sure_B.tolist()
 
@@ -198,6 +196,7 @@ class ImageCaption(Supervised):
         """Return BLEU-4 of an untrained network, the usual sentence, and the nearest picture's."""
         import torch
 
+        from trainers.blocks.alone import untrained
         from trainers.scores.bleu import bleu
 
         seen = [self.batch("train", number) for number in range(20)]
@@ -207,11 +206,10 @@ class ImageCaption(Supervised):
         test = list(self.batches("test"))
         references = [row for batch in test for row in self._references(batch)]
         nearest = torch.cat([torch.cdist(x.flatten(1), known).argmin(1) for x, _, _ in test])
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(derive(self.seed, "untrained"))
-            untrained = self.score(self.models(), test)["bleu4"]
+        with torch.no_grad():
+            before = self.score(untrained(self), test)["bleu4"]
         return {
-            "untrained": untrained,
+            "untrained": before,
             "usual": bleu([usual] * len(references), references)[3],
             "nearest": bleu([told[n] for n in nearest.tolist()], references)[3],
         }
@@ -223,7 +221,8 @@ class ImageCaption(Supervised):
         from trainers.pictures.files import read_fitted
 
         x_1CHW = torch.from_numpy(read_fitted(raw, 3, self.image, self.image))[None] / 255
-        (words,), (sure,) = self._tell(models, x_1CHW.to(next(models["cnn"].parameters()).device))
+        features_1F = models["cnn"](x_1CHW.to(next(models["cnn"].parameters()).device))
+        (words,), (sure,) = self._tell(models["rnn"], features_1F)
         return {"caption": " ".join(words), "log_probability": round(sure, 4)}
 
     def picture(self, models: Models) -> Image.Image:
@@ -234,8 +233,9 @@ class ImageCaption(Supervised):
 
         with torch.no_grad():
             scores = self.score(models, self.batches("test"))
-        batch = next(iter(self.batches("test")))
-        told, good = self._tell(models, batch[0])[0], self._references(batch)
+            batch = next(iter(self.batches("test")))
+            told, _ = self._tell(models["rnn"], models["cnn"](batch[0]))
+        good = self._references(batch)
         images = (batch[0] * 255).byte().movedim(1, -1).numpy()
         rows = zip(images[:SHOWN], told, good, strict=False)
         return draw_told(
