@@ -1,0 +1,171 @@
+"""A short run of ``dlp train``, and what it and the GPU say of themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PARAMETERS = re.compile(r": ([\d,]+) parameters")
+LOOKS = 5
+"""Minibatches whose reading is timed without training."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How all recipes are run: see the options of the command."""
+
+    device: str
+    precision: str
+    minibatches: int
+    timeout: float
+
+
+class Memory:
+    """Watches how much memory of a GPU is in use, twice a second; where there is none, nothing."""
+
+    def __init__(self, device: str) -> None:
+        number = device.partition(":")[2] or "0"
+        line = ["nvidia-smi", "-i", number, "--query-gpu=memory.used"]
+        line += ["--format=csv,noheader,nounits", "-lms", "500"]
+        there = shutil.which("nvidia-smi") and device != "cpu"
+        self._watch = subprocess.Popen(line, stdout=subprocess.PIPE, text=True) if there else None
+
+    def most(self) -> int | None:
+        """End watching; return how many MiB more were in use than at the beginning, at most."""
+        if self._watch is None:
+            return None
+        self._watch.terminate()
+        said = self._watch.communicate()[0]
+        seen = [int(line) for line in said.splitlines() if line.strip().isdigit()]
+        return max(seen) - seen[0] if seen else None
+
+
+def gpu(device: str) -> str:
+    """Return what the GPU is and its driver; empty where there is none or none is used."""
+    if device == "cpu" or not shutil.which("nvidia-smi"):
+        return ""
+    line = ["nvidia-smi", "-i", device.partition(":")[2] or "0"]
+    line += ["--query-gpu=name,driver_version", "--format=csv,noheader"]
+    return subprocess.run(line, capture_output=True, text=True).stdout.strip()
+
+
+def measured(name: str, words: Sequence[str], wish: Wish, folder: Path) -> dict[str, Any]:
+    """Train a recipe in a new folder and return its row.
+
+    ``error`` is the last line that a run said which failed; of one that took too long, how far it
+    came. What was measured by then is in the row all the same.
+    """
+    line = [sys.executable, "-m", "dlplatform.cli", "train", f"experiment={name}", *words]
+    line += [f"run.minibatches={wish.minibatches}", f"run.eval_every={wish.minibatches}"]
+    line += [f"run.device={wish.device}", f"run.precision={wish.precision}", "workers=1"]
+    line += [f"run.dir={folder}", "run.progress=plain", "hydra.output_subdir=null"]
+    memory, begin = Memory(wish.device), time.monotonic()
+    said, error = _ended(line, wish.timeout)
+    row = {"recipe": name, "minibatches": wish.minibatches, "precision": wish.precision,
+           "seconds": round(time.monotonic() - begin, 1), "memory_mib": memory.most()}  # fmt: skip
+    row |= {"error": error, **_banner(said), **figures(folder, wish.minibatches)}
+    if error.startswith("more than") and row["trained"]:
+        row["error"], row["cut"] = "", f"its scores at the end took {error}"
+    return row
+
+
+def _ended(line: Sequence[str], timeout: float) -> tuple[str, str]:
+    """Run a command; return what it said, and in what error it ended (or empty)."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_given()])}
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        said, error = process.communicate(timeout=timeout)[0], ""
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, error = process.communicate()[0], f"more than {timeout:g} s"
+    if process.returncode and not error:
+        error = (said.strip().splitlines() or [f"ended with {process.returncode}"])[-1]
+    return said, error
+
+
+def _given() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
+def _banner(said: str) -> dict[str, Any]:
+    found = PARAMETERS.search(said)
+    return {"values": int(found[1].replace(",", "")) if found else None}
+
+
+def figures(folder: Path, minibatches: int) -> dict[str, Any]:
+    """Return what a run wrote of its speed and its loss; a tick of half a second a line.
+
+    The first tick has the warm-up in it. A run that was over before the second one has but the
+    mean of all its minibatches, ``how`` says so.
+    """
+    config, result = (_read(folder / name) for name in ("config.json", "result.json"))
+    batch = config.get("task", {}).get("batch_size")
+    ticks, scored = _ticks(folder / "metrics.jsonl")
+    later = ticks[1:]
+    step_s: float | None = None
+    how, exchange = "", None
+    if later:
+        step_s = statistics.median(tick["time/step_s"] for tick in later)
+        exchange = statistics.median(t["time/exchange_s"] / t["time/step_s"] for t in later)
+    elif result:
+        step_s, how = result["seconds"] / minibatches, "mean with the warm-up"
+    losses = [tick["train/loss"] for tick in ticks]
+    return {
+        "batch": batch, "step_s": step_s, "ticks": len(later), "how": how,
+        "samples_per_s": batch / step_s if batch and step_s else None,
+        "exchange_share": exchange, "loss_first": losses[0] if losses else None,
+        "loss_last": losses[-1] if losses else None, "trained": scored or bool(result),
+        "score": result.get("score"), "primary": result.get("primary"),
+    }  # fmt: skip
+
+
+def _ticks(path: Path) -> tuple[list[dict[str, float]], bool]:
+    """Return the lines about training, and whether scores follow: then all is trained."""
+    if not path.exists():
+        return [], False
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    ticks = [row for row in rows if "time/step_s" in row]
+    return ticks, any(key.startswith("val/") for row in rows for key in row)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def reading_s(folder: Path, minibatches: int) -> float | None:
+    """Return the seconds in which the loop of a run reads a minibatch, before it trains on it.
+
+    Its task is made once more here, and asked for some minibatches on a quiet machine; the first
+    does not count.
+    """
+    import torch
+
+    from dlplatform.checkpoint import make_task
+
+    config = _read(folder / "config.json")
+    if not config:
+        return None
+    torch.set_num_threads(config["run"]["threads"] or len(os.sched_getaffinity(0)))
+    task = make_task({**config["task"], "seed": int(config["seed"])}, minibatches)
+    seconds = []
+    for number in range(0, minibatches, max(1, minibatches // LOOKS)):
+        begin = time.perf_counter()
+        task.batch("train", number)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1:] or seconds)
