@@ -83,7 +83,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     if row.get("loss_first") is not None:
         notes.append(f"loss {row['loss_first']:.3g} to {row['loss_last']:.3g}")
     if row["error"]:
-        notes.insert(0, f"FAILED: {row['error'][-LONG:]}")
+        notes.insert(0, f"FAILED: {row['error'][:LONG]}")
     return [
         row["recipe"], told("values", ",d"), told("batch", "d"), told("samples_per_s", ".1f"),
         told("step_s", ".1f", 1e3), share, told("exchange_share", ".0%"), told("memory_mib", "d"),

@@ -1,7 +1,10 @@
 """Measure the vision kernels in turns with plain torch; judge the ratios of CPU time.
 
+On a machine with a GPU the Triton kernels too, by the time they take there.
+
 python scripts/bench_kernels.py --json docs/benchmarks/kernels.json --page
 python scripts/bench_kernels.py --repeat 3 --only nms
+python scripts/bench_kernels.py --only gpu --json gpu_kernels.json
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +24,7 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
 
+import gpurows  # noqa: E402
 from boxbench.report import Watch  # noqa: E402
 from trainbench import report  # noqa: E402
 from trainbench.rows import Row  # noqa: E402
@@ -218,7 +223,10 @@ def squeezed(repeat: int) -> Iterator[Row]:
               note="at most 20 % are claimed, D09 [0169]; counted, not measured")  # fmt: skip
 
 
-GROUPS = {"nms": suppression, "roi": regions, "deform": deformable, "squeezed": squeezed}
+GROUPS = {
+    "nms": suppression, "roi": regions, "deform": deformable, "squeezed": squeezed,
+    gpurows.GROUP: gpurows.rows,
+}  # fmt: skip
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -237,21 +245,37 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def put_page(found: dict[str, Any]) -> None:
+    """Write the tables of what was measured: of the GPU one of its own."""
+    for name in ("kernels", gpurows.GROUP):
+        kept = [r for r in found["rows"] if (r["group"] == gpurows.GROUP) == (name != "kernels")]
+        if kept:
+            report.put(PAGE, name, report.results(found | {"rows": kept}), "bench_kernels")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write what was asked for; return the exit code."""
     options = parse(argv)
     torch.set_num_threads(1)
+    if gpurows.GROUP in options.groups and not gpurows.there():
+        options.groups.remove(gpurows.GROUP)
+        print("gpu: left out, this machine has no GPU that torch and Triton can use",
+              file=sys.stderr)  # fmt: skip
+        if not options.groups:
+            return 1
     watch = Watch()
     rows: list[Row] = []
     for name in options.groups:
         rows += GROUPS[name](options.repeat)
         print(f"{name}: measured", file=sys.stderr, flush=True)
     found = report.data(rows, watch, options.repeat < 3)
+    if gpurows.GROUP in options.groups:
+        found["cpu"] = f"{torch.cuda.get_device_name()}, {found['cpu']}"
     report.show(found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     if options.page:
-        report.put(PAGE, "kernels", report.results(found), "bench_kernels")
+        put_page(found)
     return 0
 
 

@@ -60,11 +60,9 @@ def classes(root: Path, count: int, each: int) -> list[Path]:
 
 
 def imagenet(root: Path) -> Path:
-    """Write 1,000 classes with a picture each, and a few to validate and to test."""
-    paths = photos(root / "photos", 48, PHOTO)
+    """Write 1,000 classes with a picture each; the reader takes some to validate and to test."""
     home = root / "imagenet"
-    few = [name for part in ("val", "test") for name in classes(home / part, 4, 2)]
-    spread(paths, [*classes(home / "train", 1000, 1), *few])
+    spread(photos(root / "photos", 48, PHOTO), classes(home, 1000, 1))
     return home
 
 

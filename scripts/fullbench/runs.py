@@ -93,6 +93,9 @@ def _ended(line: Sequence[str], timeout: float) -> tuple[str, str]:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         said, error = process.communicate()[0], f"more than {timeout:g} s"
+    finally:
+        if process.poll() is None:  # this script was interrupted
+            os.killpg(process.pid, signal.SIGKILL)
     if process.returncode and not error:
         error = (said.strip().splitlines() or [f"ended with {process.returncode}"])[-1]
     return said, error
