@@ -128,13 +128,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print each row as it comes, write the figures; return 1 if a recipe failed."""
     options = parse(argv)
-    found: dict[str, Any] = machine() | {"gpu": runs.gpu(options.device), "rows": []}
+    found: dict[str, Any] = machine() | {
+        "gpu": runs.asked(options.device, "name,driver_version"),
+        "rows": [],
+    }
     print(", ".join(str(found[key]) for key in ("gpu", "cpu", "cores", "torch") if found[key]))
     print(line(HEAD), flush=True)
     with tempfile.TemporaryDirectory(prefix="fullbench-") as root:
         folders = Folders(Path(root))
         for name in options.names:
-            found["rows"].append(measure(name, folders, options))
+            try:
+                row = measure(name, folders, options)
+            except Exception as error:  # the rows of the others are worth having
+                row = {"recipe": name, "error": f"{type(error).__name__}: {error}"}
+            found["rows"].append(row)
             print(line(cells(found["rows"][-1])), flush=True)
             if options.json:
                 options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARAMETERS = re.compile(r": ([\d,]+) parameters")
 LOOKS = 5
 """Minibatches whose reading is timed without training."""
+LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,33 +34,40 @@ class Wish:
     timeout: float
 
 
+def asked(device: str, what: str) -> str:
+    """Return what nvidia-smi answers about a GPU; empty where there is none or none is used."""
+    if device == "cpu" or not shutil.which("nvidia-smi"):
+        return ""
+    line = ["nvidia-smi", "-i", device.partition(":")[2] or "0", f"--query-gpu={what}"]
+    line += ["--format=csv,noheader,nounits"]
+    return subprocess.run(line, capture_output=True, text=True).stdout.strip()
+
+
 class Memory:
     """Watches how much memory of a GPU is in use, twice a second; where there is none, nothing."""
 
     def __init__(self, device: str) -> None:
-        number = device.partition(":")[2] or "0"
-        line = ["nvidia-smi", "-i", number, "--query-gpu=memory.used"]
-        line += ["--format=csv,noheader,nounits", "-lms", "500"]
-        there = shutil.which("nvidia-smi") and device != "cpu"
-        self._watch = subprocess.Popen(line, stdout=subprocess.PIPE, text=True) if there else None
+        self.device, self._over = device, threading.Event()
+        self._seen = [self._now()]
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        if self._seen[0] is not None:
+            self._thread.start()
+
+    def _now(self) -> int | None:
+        said = asked(self.device, "memory.used")
+        return int(said) if said.isdigit() else None
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_S):
+            self._seen.append(self._now())
 
     def most(self) -> int | None:
         """End watching; return how many MiB more were in use than at the beginning, at most."""
-        if self._watch is None:
+        if self._seen[0] is None:
             return None
-        self._watch.terminate()
-        said = self._watch.communicate()[0]
-        seen = [int(line) for line in said.splitlines() if line.strip().isdigit()]
-        return max(seen) - seen[0] if seen else None
-
-
-def gpu(device: str) -> str:
-    """Return what the GPU is and its driver; empty where there is none or none is used."""
-    if device == "cpu" or not shutil.which("nvidia-smi"):
-        return ""
-    line = ["nvidia-smi", "-i", device.partition(":")[2] or "0"]
-    line += ["--query-gpu=name,driver_version", "--format=csv,noheader"]
-    return subprocess.run(line, capture_output=True, text=True).stdout.strip()
+        self._over.set()
+        self._thread.join()
+        return max(seen for seen in self._seen if seen is not None) - self._seen[0]
 
 
 def measured(name: str, words: Sequence[str], wish: Wish, folder: Path) -> dict[str, Any]:
