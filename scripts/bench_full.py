@@ -62,7 +62,7 @@ def measure(name: str, folders: Folders, options: argparse.Namespace) -> dict[st
     recipe, folder = RECIPES[name], folders.root / "run"
     wish = runs.Wish(
         options.device, options.precision, options.minibatches or recipe.minibatches,
-        options.timeout,
+        options.timeout, options.scores,
     )  # fmt: skip
     row = runs.measured(name, [*folders.words(recipe), *options.words], wish, folder)
     if row["step_s"]:
@@ -110,7 +110,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--minibatches", type=int, default=0, metavar="N",
                    help="of every recipe (default: enough for some seconds on a GPU)")  # fmt: skip
     p.add_argument("--timeout", type=float, default=90, metavar="S",
-                   help="seconds after which a run is ended (default: 90)")  # fmt: skip
+                   help="seconds that a run has to start and train (default: 90)")  # fmt: skip
+    p.add_argument("--scores", type=float, default=60, metavar="S",
+                   help="seconds it has to score what it trained (default: 60)")  # fmt: skip
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures, row by row")
     p.add_argument("words", nargs="*", metavar="SETTING", help="more settings of every run, such "
                    "as task.batch_size=64")  # fmt: skip
@@ -120,8 +122,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     leaves = {*known, *(name.partition("/")[2] for name in known)}
     if unknown := [word for word in wanted if word not in leaves]:
         p.error(f"--recipes {','.join(unknown)}: no such recipe - allowed: {', '.join(known)}")
-    if options.minibatches < 0 or options.timeout <= 0:
-        p.error("--minibatches and --timeout - allowed: above 0 - do: leave them out")
+    for name in ("minibatches", "timeout", "scores"):
+        if (value := getattr(options, name)) < 0:
+            p.error(f"--{name} {value}: below 0 - allowed: 0 or more - do: leave it out")
     return options
 
 

@@ -10,12 +10,13 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMETERS = re.compile(r": ([\d,]+) parameters")
@@ -32,6 +33,9 @@ class Wish:
     precision: str
     minibatches: int
     timeout: float
+    """Seconds for starting and training."""
+    scores: float
+    """Seconds for the scores and the picture at the end."""
 
 
 def asked(device: str, what: str) -> str:
@@ -73,50 +77,61 @@ class Memory:
 def measured(name: str, words: Sequence[str], wish: Wish, folder: Path) -> dict[str, Any]:
     """Train a recipe in a new folder and return its row.
 
-    ``error`` is the last line that a run said which failed; of one that took too long, how far it
-    came. What was measured by then is in the row all the same.
+    ``error`` is the last line that a run said which failed, or that it took too long; ``cut`` is
+    said of one that trained to its end, but took too long to score what it trained. What was
+    measured by then is in the row all the same.
     """
     line = [sys.executable, "-m", "dlplatform.cli", "train", f"experiment={name}", *words]
     line += [f"run.minibatches={wish.minibatches}", f"run.eval_every={wish.minibatches}"]
     line += [f"run.device={wish.device}", f"run.precision={wish.precision}", "workers=1"]
     line += [f"run.dir={folder}", "run.progress=plain", "hydra.output_subdir=null"]
     memory, begin = Memory(wish.device), time.monotonic()
-    said, error = _ended(line, wish.timeout)
-    row = {"recipe": name, "minibatches": wish.minibatches, "precision": wish.precision,
-           "seconds": round(time.monotonic() - begin, 1), "memory_mib": memory.most()}  # fmt: skip
-    row |= {"error": error, **_banner(said), **figures(folder, wish.minibatches)}
-    if error.startswith("more than") and row["trained"]:
-        row["error"], row["cut"] = "", f"its scores at the end took {error}"
-    return row
+    with tempfile.TemporaryFile("w+") as log:
+        error, cut = _ended(line, wish, folder, log)
+        log.seek(0)
+        said = log.read()
+    if not error and not cut and not (folder / "result.json").exists():
+        error = (said.strip().splitlines() or ["it said nothing"])[-1]
+    return {
+        "recipe": name, "minibatches": wish.minibatches, "precision": wish.precision,
+        "seconds": round(time.monotonic() - begin, 1), "memory_mib": memory.most(),
+        "error": error, "cut": cut, "values": _values(said),
+        **figures(folder, wish.minibatches),
+    }  # fmt: skip
 
 
-def _ended(line: Sequence[str], timeout: float) -> tuple[str, str]:
-    """Run a command; return what it said, and in what error it ended (or empty)."""
+def _ended(line: Sequence[str], wish: Wish, folder: Path, log: IO[str]) -> tuple[str, str]:
+    """Run a command to its end, or end it; return why it was, in training or when scoring."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_given()])}
     process = subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-        start_new_session=True,
-    )  # fmt: skip
+        line, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+    begin = time.monotonic()
+    trained = 0.0
     try:
-        said, error = process.communicate(timeout=timeout)[0], ""
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        said, error = process.communicate()[0], f"more than {timeout:g} s"
+        while process.poll() is None:
+            time.sleep(0.1)
+            now = time.monotonic()
+            if not trained and _ticks(folder / "metrics.jsonl")[1]:
+                trained = now
+            if trained and now - trained > wish.scores:
+                return "", f"its scores were given {wish.scores:g} s"
+            if not trained and now - begin > wish.timeout:
+                return f"more than {wish.timeout:g} s", ""
     finally:
-        if process.poll() is None:  # this script was interrupted
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode and not error:
-        error = (said.strip().splitlines() or [f"ended with {process.returncode}"])[-1]
-    return said, error
+            process.wait()
+    return "", ""
 
 
 def _given() -> list[str]:
     return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
-def _banner(said: str) -> dict[str, Any]:
+def _values(said: str) -> int | None:
     found = PARAMETERS.search(said)
-    return {"values": int(found[1].replace(",", "")) if found else None}
+    return int(found[1].replace(",", "")) if found else None
 
 
 def figures(folder: Path, minibatches: int) -> dict[str, Any]:
@@ -150,7 +165,8 @@ def _ticks(path: Path) -> tuple[list[dict[str, float]], bool]:
     """Return the lines about training, and whether scores follow: then all is trained."""
     if not path.exists():
         return [], False
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = path.read_text().splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
     ticks = [row for row in rows if "time/step_s" in row]
     return ticks, any(key.startswith("val/") for row in rows for key in row)
 
