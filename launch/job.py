@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from dlplatform.cli import REPORT
 from dlplatform.errors import PlatformError, Preempted
@@ -94,6 +93,19 @@ def variables(config: dict[str, Any]) -> dict[str, str]:
     }
 
 
+class Process(Protocol):
+    """A child of this process: a Popen, or one that a nursery started."""
+
+    pid: int
+    returncode: int | Any
+
+    def poll(self) -> int | None:
+        """Return the exit code once it has ended (negative: the signal)."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send a signal unless it has ended."""
+
+
 @dataclass(frozen=True)
 class Last:
     """The error line with which a worker ended."""
@@ -147,7 +159,7 @@ class Lines:
         return self
 
 
-def wait(processes: Sequence[subprocess.Popen[Any]], seconds: float) -> bool:
+def wait(processes: Sequence[Process], seconds: float) -> bool:
     """Wait until all processes have ended or the time is over; tell whether all have."""
     end = time.monotonic() + seconds
     while any(process.poll() is None for process in processes):
@@ -157,7 +169,7 @@ def wait(processes: Sequence[subprocess.Popen[Any]], seconds: float) -> bool:
     return True
 
 
-def stop(processes: Sequence[subprocess.Popen[Any]], first: int, seconds: float = STOP_S) -> None:
+def stop(processes: Sequence[Process], first: int, seconds: float = STOP_S) -> None:
     """Signal the processes that still run, then kill those that stay."""
     send(processes, first)
     if not wait(processes, seconds):
@@ -165,7 +177,7 @@ def stop(processes: Sequence[subprocess.Popen[Any]], first: int, seconds: float 
         wait(processes, 1.0)
 
 
-def send(processes: Sequence[subprocess.Popen[Any]], number: int) -> None:
+def send(processes: Sequence[Process], number: int) -> None:
     """Send a signal to the processes that still run."""
     for process in processes:
         if process.poll() is None:

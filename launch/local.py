@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -14,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlplatform import nursery
 from dlplatform.errors import PeerLost, Preempted
 from dlplatform.memorybox import wire
 from dlplatform.rules.rule import find_rule
 from launch import job
+
+PROGRAM = nursery.WORKER
+"""What the workers run."""
 
 
 @dataclass
@@ -25,7 +30,7 @@ class Worker:
     """One worker process, and where its words go: rank 0 speaks here, the others to a file."""
 
     rank: int
-    process: subprocess.Popen[Any]
+    process: job.Process
     log: Path
     lines: job.Lines | None = None
     reported: bool = False
@@ -124,7 +129,8 @@ def plan(config: dict[str, Any]) -> list[str]:
         lines += [shlex.join(box)] * int(config["boxes"])
     path = Path(config["run"]["dir"]).absolute() / job.CONFIG
     for rank in range(config["workers"]):
-        own = " ".join(f"{key}={value}" for key, value in _variables(config, rank).items())
+        ranked = {"DLP_RANK": rank, "DLP_LOCAL_RANK": rank, **_variables(config)}
+        own = " ".join(f"{key}={value}" for key, value in ranked.items())
         lines.append(f"{own} {shlex.join(_command(path))}")
     return lines
 
@@ -145,33 +151,35 @@ def _command(path: Path) -> list[str]:
     return [sys.executable, "-m", "dlplatform.worker", str(path)]
 
 
-def _variables(config: dict[str, Any], rank: int) -> dict[str, str]:
-    rank_text, size = str(rank), str(config["workers"])
-    return {
-        "DLP_RANK": rank_text,
-        "DLP_SIZE": size,
-        "DLP_LOCAL_RANK": rank_text,
-        "DLP_LOCAL_SIZE": size,
-        **job.variables(config),
-    }
+def _variables(config: dict[str, Any]) -> dict[str, str]:
+    """Return what all workers learn from this launcher."""
+    size = str(config["workers"])
+    return {"DLP_SIZE": size, "DLP_LOCAL_SIZE": size, **job.variables(config)}
 
 
 def _start(config: dict[str, Any], workers: list[Worker]) -> None:
+    """Have a nursery start the workers; should it fail, it is the one that is looked at."""
     path = job.write_config(config)
-    for rank in range(config["workers"]):
-        workers.append(_start_worker(config, path, rank))
-
-
-def _start_worker(config: dict[str, Any], path: Path, rank: int) -> Worker:
-    env = {**os.environ, **_variables(config, rank)}
-    log = path.with_name(f"rank-{rank}.log")
-    if rank == 0:
+    told, tell = os.pipe()
+    with nursery.next_of_kin(), os.fdopen(told, "rb") as children:
         process = subprocess.Popen(
-            _command(path), env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+            nursery.command(PROGRAM, path, config["workers"], tell),
+            env={**os.environ, **_variables(config)}, stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True, pass_fds=[tell],
+        )  # fmt: skip
         assert process.stderr is not None
-        return Worker(rank, process, log, job.Lines(process.stderr))
-    return Worker(rank, logged(path, env, log), log)
+        first = path.with_name("rank-0.log"), job.Lines(process.stderr)
+        try:
+            os.close(tell)
+            pids = json.loads(children.read() or "[]")
+            process.wait()
+        finally:
+            process.kill()
+    if not pids:
+        workers.append(Worker(0, process, *first))
+    for rank, pid in enumerate(pids):
+        more = (path.with_name(f"rank-{rank}.log"), None) if rank else first
+        workers.append(Worker(rank, nursery.Adopted(pid), *more))
 
 
 def logged(path: Path, env: dict[str, str], log: Path) -> subprocess.Popen[Any]:

@@ -52,15 +52,15 @@ def until_there_are(number: int, folder: Path, pattern: str) -> None:
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Replace the worker process by a script given as text; fail on survivors."""
-    script = tmp_path / "worker.py"
+    script = tmp_path / "worker_script.py"
 
     def use(body: str) -> None:
         script.write_text(WORKER + textwrap.dedent(body))
-        line = [sys.executable, str(script)]
-        monkeypatch.setattr(local, "_command", lambda path: [*line, str(path)])
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+        monkeypatch.setattr(local, "PROGRAM", script.stem)
 
     yield use
-    assert not alive(str(script))
+    assert not alive(script.stem)
 
 
 def alive(word: str) -> list[int]:
@@ -158,11 +158,18 @@ def test_a_failing_worker_ends_the_others_with_its_code_and_last_line(
     assert time.monotonic() - begin < 6
 
 
-def test_a_bug_shows_the_last_line_of_the_log(worker: Any, tmp_path: Path) -> None:
-    worker("raise RuntimeError('shape mismatch') if rank == 2 else time.sleep(60)")
+def test_a_crash_shows_the_last_line_of_the_log(worker: Any, tmp_path: Path) -> None:
+    worker(
+        """
+        if rank == 2:
+            print("Fatal: shape mismatch", flush=True)
+            os._exit(1)
+        time.sleep(60)
+        """
+    )
     error = fails(tmp_path / "run")
     assert error.exit_code == 1
-    assert "worker 2 failed: RuntimeError: shape mismatch" in str(error)
+    assert "worker 2 failed: Fatal: shape mismatch" in str(error)
 
 
 def test_workers_that_fail_for_one_reason_give_one_line(
@@ -224,7 +231,7 @@ LAUNCHER = """
 import json, sys
 from dlplatform.cli import guard
 from launch import local
-local._command = lambda path: [sys.executable, sys.argv[2], str(path)]
+local.PROGRAM = "worker_script"
 sys.exit(guard(lambda: local.run(json.loads(sys.argv[1]))))
 """
 
@@ -245,7 +252,7 @@ def test_ctrl_c_ends_everything_within_five_seconds(
     )
     run = tmp_path / "run"
     launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, json.dumps(settings(run)), str(tmp_path / "worker.py")],
+        [sys.executable, "-c", LAUNCHER, json.dumps(settings(run))],
         start_new_session=True,
     )
     until_there_are(3, run, "ready-*")

@@ -46,6 +46,13 @@ def environ(entry: Path) -> bytes:
     return b""
 
 
+def called(entry: Path) -> str:
+    """Return the short name that a process has given itself."""
+    with contextlib.suppress(OSError):
+        return (entry / "comm").read_text().strip()
+    return ""
+
+
 class LiveRun:
     """One ``dlp train`` in a session of its own, its words in files.
 
@@ -110,8 +117,9 @@ class LiveRun:
         """Return the process of a worker."""
         names = (f"DLP_RANK={rank}", f"OMPI_COMM_WORLD_RANK={rank}", f"PMI_RANK={rank}")
         for pid in self.left():
-            words = environ(Path(f"/proc/{pid}")).split(b"\0")
-            if any(name.encode() in words for name in names):
+            entry = Path(f"/proc/{pid}")
+            words = environ(entry).split(b"\0")
+            if any(name.encode() in words for name in names) or called(entry) == f"dlp-rank-{rank}":
                 return pid
         raise AssertionError(f"no worker {rank} among {self.left()}")
 

@@ -1,0 +1,102 @@
+"""``python -m dlplatform.nursery PROGRAM CONFIG COUNT FD``: start workers that share one import.
+
+Importing torch takes a second and a half of a processor. The nursery does it once and forks the
+workers of a host, which so share the memory of its code, too. It writes their process ids to FD
+and ends; the launcher, who made itself their next of kin, has them as its own children then.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dlplatform.cli import guard
+from dlplatform.world import die_with_parent
+
+WORKER = "dlplatform.worker"
+SET_CHILD_SUBREAPER = 36
+"""Of prctl(2): orphaned descendants become children of the caller instead of init's."""
+
+
+class Adopted:
+    """A process that a nursery started for this one: as much of Popen as launchers use."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code once it has ended (negative: the signal)."""
+        if self.returncode is None and (done := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.returncode = os.waitstatus_to_exitcode(done[1])
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+@contextmanager
+def next_of_kin() -> Iterator[None]:
+    """Let processes whose parents end become children of this one, for a while."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def command(program: str, config: Path, count: int, told: int) -> list[str]:
+    """Return the command of a nursery."""
+    return [sys.executable, "-m", "dlplatform.nursery", program, str(config), str(count), str(told)]
+
+
+def start(program: str, config: Path, count: int, told: int) -> None:
+    """Fork the workers and tell who they are."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its launcher hears Ctrl-C, too
+    if program == WORKER:
+        import dlplatform.trainer  # noqa: F401
+    launcher, children = os.getppid(), []
+    for rank in range(count):
+        child = os.fork()
+        if not child:
+            os.close(told)
+            _be(program, config, rank, launcher)
+        children.append(child)
+    os.write(told, json.dumps(children).encode())
+
+
+def _be(program: str, config: Path, rank: int, launcher: int) -> None:
+    """Be a worker; rank 0 speaks where the nursery does, the others to files."""
+    while os.getppid() != launcher:
+        if os.getppid() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.001)
+    os.environ["DLP_RANK"] = os.environ["DLP_LOCAL_RANK"] = str(rank)
+    Path("/proc/self/comm").write_text(f"dlp-rank-{rank}")
+    if rank:
+        with config.with_name(f"rank-{rank}.log").open("w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = [program, str(config)]
+    code = guard(lambda: runpy.run_module(program, run_name="__main__", alter_sys=True) and None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    name, path, number, fd = sys.argv[1:]
+    sys.exit(guard(lambda: start(name, Path(path), int(number), int(fd))))
