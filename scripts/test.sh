@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up once, checks style and types, then runs the tests.
-#   --slow      the long tests, too; given alone, in three lanes side by side (scripts/lanes.py)
+#   --slow      the slow tests, too (--slow --long: long forms of them besides), in three lanes side by side (scripts/lanes.py)
 #   --no-lint   only the tests
 #   anything else goes to pytest: bash scripts/test.sh tests/launch -k kill
 set -euo pipefail
@@ -18,5 +18,5 @@ if [ "$lint" = yes ]; then
     ruff format --check --quiet . || { ruff format --check . | tail -20; exit 1; }
     mypy
 fi
-[ "${rest[*]}" = --slow ] && exec python scripts/lanes.py --slow
+case "${rest[*]}" in --slow | "--slow --long") exec python scripts/lanes.py "${rest[@]}" ;; esac
 exec python -m pytest "${rest[@]}"

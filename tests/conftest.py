@@ -1,4 +1,6 @@
-"""Markers and options of all tests; the long ones run only with --slow.
+"""Markers and options of all tests; those that take long run only with --slow.
+
+Long forms of what others show, too, need --long besides.
 
 Those marked rdma run here where there is a device; elsewhere in a guest that has one, if --slow
 is given (tests/support/guest.py).
@@ -19,7 +21,7 @@ from guest import InGuest, Outcomes, has_device, moved
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
-    parser.addoption("--long", action="store_true", help="all of rdma in the guest: 15 minutes")
+    parser.addoption("--long", action="store_true", help="with --slow: long forms, too")
     parser.addoption("--outcomes", metavar="FILE", help="append a line of JSON for every test")
 
 
@@ -29,12 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        items[:] = items if has_device() else moved(items, config.getoption("--long"))
-        return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in slow]
+    unasked = [name for name in ("slow", "long") if not config.getoption(f"--{name}")]
+    out = {item for item in items if any(map(item.get_closest_marker, unasked))}
+    config.hook.pytest_deselected(items=list(out))
+    items[:] = [item for item in items if item not in out]
+    if config.getoption("--slow") and not has_device():
+        items[:] = moved(items, config.getoption("--long"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chaosparts.ledger import COUNTERS, LENGTHS, Account, Ledger, Sums, pattern
+from seldom import LONG
 
 CHAOS = Path(__file__).parents[2] / "scripts" / "chaos.py"
 
@@ -26,7 +27,7 @@ def chaos(*words: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("transport", "seed"), [("tcp", 11), ("shm", 12)])
+@pytest.mark.parametrize(("transport", "seed"), [("tcp", 11), pytest.param("shm", 12, marks=LONG)])
 def test_nothing_is_lost_or_doubled_in_boxes_with_journals(transport: str, seed: int) -> None:
     words = ("--minutes", "0.3", "--transport", transport, "--seed", str(seed))
     found = chaos(*words)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from liverun import LiveRun, live, shared_memory, until
+from seldom import LONG
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -32,7 +33,7 @@ def nothing_left(run: LiveRun, before: set[str], seconds: float = 10.0) -> None:
     assert shared_memory() <= before
 
 
-@pytest.mark.parametrize(("rule", "rank"), [("asgd", 1), ("easgd", 0)])
+@pytest.mark.parametrize(("rule", "rank"), [pytest.param("asgd", 1, marks=LONG), ("easgd", 0)])
 def test_the_others_finish_without_a_killed_worker(rule: str, rank: int, tmp_path: Path) -> None:
     before = shared_memory()
     with live(tmp_path / "run", f"rule={rule}", *COMMON) as run:
@@ -46,7 +47,7 @@ def test_the_others_finish_without_a_killed_worker(rule: str, rank: int, tmp_pat
         nothing_left(run, before)
 
 
-@pytest.mark.parametrize("rule", ["ssgd", "hybrid"])
+@pytest.mark.parametrize("rule", ["ssgd", pytest.param("hybrid", marks=LONG)])
 def test_a_killed_worker_ends_a_synchronous_job(rule: str, tmp_path: Path) -> None:
     before = shared_memory()
     with live(tmp_path / "run", f"rule={rule}", *COMMON) as run:
@@ -81,7 +82,9 @@ def launcher_only(run: LiveRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "press"), [("easgd", whole_group), ("ssgd", launcher_only)], ids=["terminal", "kill"]
+    ("rule", "press"),
+    [("easgd", whole_group), pytest.param("ssgd", launcher_only, marks=LONG)],
+    ids=["terminal", "kill"],
 )
 def test_ctrl_c_leaves_nothing_and_resume_continues(
     rule: str, press: Callable[[LiveRun], None], tmp_path: Path

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from joined import begun, done, install, points
 from liverun import until
+from seldom import LONG
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -29,7 +30,7 @@ def current(folder: Path, pid: int) -> tuple[int, int]:
     return begun, trained
 
 
-@pytest.mark.parametrize("rule", ["asgd", "easgd"])
+@pytest.mark.parametrize("rule", [pytest.param("asgd", marks=LONG), "easgd"])
 def test_kills_and_hangs_leave_nothing_undone(rule: str, tmp_path: Path) -> None:
     """One is killed, one hangs in a minibatch for longer than a lease, one does the rest."""
     words = (f"rule={rule}", "workers=3", "cluster=tcp", f"run.lease_s={LEASE_S}")

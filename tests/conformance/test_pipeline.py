@@ -13,6 +13,7 @@ import pytest
 import tinytask  # noqa: F401  registers the tasks
 import torch
 from runs import equal, state, weights, well
+from seldom import LONG
 from tinyjobs import PATIENCE_S, Workers, at, place, run, settings
 from torch import Tensor
 
@@ -90,7 +91,9 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
-@pytest.mark.parametrize("optimizer", ["plain", "sgd", "adam"])
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param("plain", marks=LONG), pytest.param("sgd", marks=LONG), "adam"]
+)
 def test_two_stages_are_the_whole_network_bit_by_bit(
     optimizer: str, transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +150,7 @@ def test_no_more_activations_live_than_needed(
 
 
 @pytest.mark.parametrize("rule", ["alone", "ssgd", "asgd", "easgd", "hybrid"])
-@pytest.mark.parametrize("pipelines", [1, 2])
+@pytest.mark.parametrize("pipelines", [pytest.param(1, marks=LONG), 2])
 @each_schedule
 def test_every_rule_learns_in_stages(
     schedule: str, pipelines: int, rule: str, at_boxes: Callable[[str], Place], tmp_path: Path

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from seldom import LONG
 from synchronous import words
 from tinyjobs import at, run, settings
 from torch import Tensor
@@ -63,7 +64,7 @@ def test_whole_runs_are_equal(
         torch.testing.assert_close(weight, other[name], rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("make", ["adam", "sgd"])
+@pytest.mark.parametrize("make", ["adam", pytest.param("sgd", marks=LONG)])
 @pytest.mark.parametrize("after", ["box", "worker"])
 def test_moments_in_the_boxes_are_saved_and_restored(
     after: str, make: str, boxes: Boxes, tmp_path: Path

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from joined import Join, begun, done, install, points, refused, shares
 from liverun import processes, standing_box, until
+from seldom import LONG
 
 from dlplatform import cli
 from dlplatform.errors import UsageError
@@ -122,7 +123,7 @@ def test_newcomers_speed_up_a_run_and_do_each_number_once(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=LONG)])
 def test_a_newcomer_leaves_and_another_is_killed(how: signal.Signals, tmp_path: Path) -> None:
     with points(tmp_path / "run", TOTAL, "rule=asgd", "workers=1", "cluster=tcp") as run:
         run.trains()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from seldom import LONG
 
 ROOT = Path(__file__).resolve().parents[2]
 ONCE = """
@@ -35,7 +36,7 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("beside", [pytest.param(False, marks=LONG), True])
 @pytest.mark.parametrize("case", CASES)
 def test_a_failure_counts_when_it_comes_twice(tmp_path: Path, case: str, beside: bool) -> None:
     for name in ("scripts/lanes.py", "tests/conftest.py", "tests/support/guest.py"):

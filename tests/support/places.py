@@ -31,7 +31,8 @@ from kernels import cpu
 BOXES = 3
 LENGTH = 2 * cpu.STRIPE + 3001
 Vector = np.ndarray
-PATIENCE = 4.0 if "RDMA_VM" in os.environ else 1.0
+GUEST = "RDMA_VM" in os.environ
+PATIENCE = 4.0 if GUEST else 1.0
 """An emulated machine takes longer, the more so with others beside it."""
 OPEN_S = 20.0 * PATIENCE
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from liverun import until
 from runs import equal, state, weights
+from seldom import LONG
 from slurmhere import LIMIT, POINTS, Followed, Here, gone, lines
 from tinytask import recorded
 
@@ -93,7 +94,9 @@ def test_a_cancelled_job_has_saved_and_leaves_nothing(here: Here, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=LONG)], ids=["ctrl-c", "sigterm"]
+)
 def test_whoever_follows_a_job_can_end_it(here: Here, tmp_path: Path, how: signal.Signals) -> None:
     job = here.follow(*POINTS, "rule=ssgd", "workers=2", *SLOW, cwd=tmp_path).says("/4000")
     os.kill(job.process.pid, how)

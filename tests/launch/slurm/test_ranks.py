@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from liverun import DLP, MPIRUN
+from seldom import LONG
 from slurmhere import Here
 
 pytestmark = pytest.mark.timeout(700)
@@ -35,7 +36,9 @@ def said(folder: Path, size: int) -> list[list[object]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mpi", ["none", "pmi2", "pmix"])
+@pytest.mark.parametrize(
+    "mpi", [pytest.param("none", marks=LONG), pytest.param("pmi2", marks=LONG), "pmix"]
+)
 def test_srun_starts_a_script_of_two_lines(here: Here, tmp_path: Path, mpi: str) -> None:
     """Nodes on one machine are different nodes: each has a group of its own."""
     before = ("srun", f"--mpi={mpi}", "-N2", "-n3", "--nodelist=n6,n7")
