@@ -173,7 +173,7 @@ def measure(quick: bool) -> Iterator[Form]:
     """Measure all forms."""
     from dlplatform.memorybox.process import Boxes
 
-    rounds, steps = (1, 4) if quick else (ROUNDS, STEPS)
+    rounds, steps = (1, 1) if quick else (ROUNDS, STEPS)
     with Boxes(1) as boxes:
         yield jobs(boxes, rounds, steps)
         yield divided(boxes, rounds, steps)
