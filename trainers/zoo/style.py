@@ -1,0 +1,239 @@
+"""zoo/style: a network learns to repaint any picture in the style of some paintings.
+
+Shape legend: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dlplatform.errors import UsageError
+from dlplatform.seeds import derive
+from dlplatform.task import Models, task
+from trainers.blocks.supervised import Supervised, cosine
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from trainers.data.photos import Studio
+    from trainers.nets.style import Judge
+
+SMALLEST = 16
+"""Pixels each way of a picture to repaint."""
+SHOWN = 7
+
+
+@task("zoo/style")
+@dataclass
+class StyleTransfer(Supervised):
+    """Photos repainted in one pass, in the common style of several paintings.
+
+    A batch is x_BCHW in [0, 1]. The network that judges is frozen: no group has it.
+    """
+
+    primary: ClassVar[str] = "quality"
+    source: ClassVar[str] = "Johnson et al., Perceptual Losses for Style Transfer (2016)"
+    parameters: ClassVar[int] = 52_899
+    expected: ClassVar[str] = "0.81"
+
+    batch_size: int = 4
+    minibatches: int = 200
+    lr: float = 4e-3
+    data: str = ""
+    """Folder with content/ and style/; empty: parts of two photos and scenes, drawn paintings."""
+    weights: str = ""
+    """Safetensors file of a VGG-16 that judges; empty: patches of the paintings judge."""
+    image: int = 64
+    """Pixels of the square pictures in training; any size is repainted afterwards."""
+    width: int = 10
+    """Channels of the first convolution of the network that repaints; the paper has 32."""
+    residual: int = 3
+    """Residual blocks; the paper has 5."""
+    loss_width: int = 16
+    """Patches of each size that judge, or channels of the first block of the VGG, which has 64."""
+    paintings: int = 4
+    """Paintings that are drawn to learn from, where no folder is given."""
+    style_weight: float = 2.0
+    """Weight of the style in the loss; that of the content is 1."""
+    smooth_weight: float = 1.0
+    """Weight of the total variation."""
+    strength: float = 1.0
+    """How far an answer goes from the picture (0) to the repainted one (1)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, before anything starts."""
+        from trainers.blocks.settings import check
+
+        super().__post_init__()
+        check("image", self.image, 32 <= self.image <= 2048, "32 to 2048")
+        for name in ("width", "residual", "loss_width", "paintings"):
+            check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+        for name in ("style_weight", "smooth_weight"):
+            check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        check("strength", self.strength, 0 <= self.strength <= 1, "0 to 1")
+
+    @property
+    def studio(self) -> Studio:
+        """Return the pictures and the paintings."""
+        from trainers.data.photos import studio
+
+        return studio(self.data, self.image, self.paintings, self.seed)
+
+    def models(self) -> Models:
+        """Build the network that repaints, and the frozen one that judges."""
+        from trainers.nets.style import Judge, Transform
+
+        return {
+            "net": Transform(self.width, self.residual),
+            "judge": Judge(self.studio.style_BCHW, self.loss_width, self.weights),
+        }
+
+    def groups(self, models: Models) -> dict[str, Iterable[nn.Parameter]]:
+        """Return the network that repaints only."""
+        return {"main": models["net"].parameters()}
+
+    def batch(self, split: str, number: int) -> Tensor:
+        """Return minibatch ``number``."""
+        return self.studio.batch(number, self.batch_size)
+
+    def batches(self, split: str) -> Iterator[Tensor]:
+        """Yield the held-out pictures."""
+        import torch
+
+        yield from torch.split(self.studio.held_out(split), 16)
+
+    def loss(self, models: Models, batch: Tensor) -> dict[str, Tensor]:
+        """Return the losses of the content, the style and the total variation."""
+        import torch
+
+        from trainers.nets.style import total_variation
+
+        judge = _judge(models)
+        y_BCHW = models["net"](batch)
+        with torch.no_grad():
+            aim = judge(batch)
+        features = judge(y_BCHW)
+        return {
+            "content": judge.content(features, aim).mean(),
+            "style": self.style_weight * judge.style(features).mean(),
+            "smooth": self.smooth_weight * total_variation(y_BCHW),
+        }
+
+    def optimizer(self, group: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return Adam."""
+        from torch.optim import Adam
+
+        return Adam(parameters, lr=self.lr)
+
+    def rate(self, progress: float) -> float:
+        """Fall to 1 % along half a cosine."""
+        return cosine(progress, warmup=0.05)
+
+    def score(self, models: Models, batches: Iterable[Tensor]) -> dict[str, float]:
+        """Return how near to the style, and how like the picture, what is repainted is.
+
+        ``style`` and ``texture`` are the style loss as a share of that of the pictures as they are,
+        and of the pictures in the paintings' colours; ``ssim`` is the structural similarity of the
+        brightness; ``quality`` is 1 - texture, less where ``ssim`` is below 0.3; ``content`` is the
+        content loss.
+        """
+        import torch
+
+        x_BCHW = torch.cat(list(batches))
+        return self._rated(models, x_BCHW, self.repaint(models, x_BCHW))
+
+    def _rated(self, models: Models, x_BCHW: Tensor, y_BCHW: Tensor) -> dict[str, float]:
+        from trainers.scores.style import rated
+
+        return rated(_judge(models), self.studio.style_BCHW, x_BCHW, y_BCHW)
+
+    def repaint(self, models: Models, x_BCHW: Tensor) -> Tensor:
+        """Return pictures of any size repainted, as far as ``strength`` says."""
+        import torch
+
+        y_BCHW: Tensor = torch.lerp(x_BCHW, models["net"](x_BCHW), self.strength)
+        return y_BCHW
+
+    def baselines(self) -> dict[str, float]:
+        """Return the quality of an untrained network, a painting, and the paintings' colours."""
+        import torch
+
+        from trainers.nets.style import recoloured
+
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(derive(self.seed, "untrained"))
+            models = self.models()
+            x_BCHW, style_BCHW = self.studio.held_out("test"), self.studio.style_BCHW
+            answers = {
+                "untrained": models["net"](x_BCHW),
+                "painting": style_BCHW[:1].expand_as(x_BCHW),
+                "colours": recoloured(x_BCHW, style_BCHW),
+            }
+            return {name: self._rated(models, x_BCHW, y)["quality"] for name, y in answers.items()}
+
+    def predict(self, models: Models, raw: Path) -> dict[str, Any]:
+        """Repaint a picture file in its own size; the answer is a PNG file beside it."""
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        from trainers.pictures.files import open_picture
+
+        picture = open_picture(raw, "RGB")
+        if min(picture.size) < SMALLEST:
+            raise UsageError(
+                f"{raw} has {picture.width} x {picture.height} pixels - allowed: {SMALLEST} or "
+                "more each way - do: take a larger picture"
+            )
+        x_1HWC = torch.from_numpy(np.array(picture))[None] / 255
+        with torch.no_grad():
+            y_1CHW = self.repaint(models, x_1HWC.movedim(3, 1))
+        path = raw.with_name(f"{raw.stem}-stylised.png")
+        Image.fromarray(_bytes(y_1CHW)[0]).save(path)
+        return {"picture": str(path), "width": picture.width, "height": picture.height}
+
+    def picture(self, models: Models) -> Image.Image:
+        """Draw held-out pictures, what becomes of them, and the paintings."""
+        import torch
+
+        from trainers.pictures.sheet import Heading, Row, Tile, draw_sheet
+
+        x_BCHW = self.studio.held_out("test")
+        with torch.no_grad():
+            y_BCHW = self.repaint(models, x_BCHW)
+            scores = self._rated(models, x_BCHW, y_BCHW)
+        rows = {
+            "held out": x_BCHW[:SHOWN],
+            "repainted": y_BCHW[:SHOWN],
+            "paintings": self.studio.style_BCHW[:SHOWN],
+        }
+        heading = Heading(
+            "Style transfer",
+            "pictures it never saw, repainted in one pass",
+            f"{1 - scores['texture']:.0%}",
+            f"of the way from the colours to the style; similarity {scores['ssim']:.2f}",
+        )
+        tiles = {label: [Tile(image) for image in _bytes(x)] for label, x in rows.items()}
+        return draw_sheet(heading, [Row(some, label) for label, some in tiles.items()], smooth=True)
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Return one blank picture."""
+        import torch
+
+        return (torch.zeros(1, 3, self.image, self.image),)
+
+
+def _judge(models: Models) -> Judge:
+    from typing import cast
+
+    return cast("Judge", models["judge"])
+
+
+def _bytes(x_BCHW: Tensor) -> Any:
+    """Return pictures as arrays (B, H, W, C) of bytes."""
+    return (x_BCHW * 255).round().clamp(0, 255).byte().movedim(1, -1).numpy()
