@@ -76,7 +76,8 @@ class Transform(nn.Module):
     """Repaint pictures of any size: y_BCHW in [0, 1] of x_BCHW in [0, 1].
 
     Beside each picture it sees the same fixed noise, which says where strokes are on even ground.
-    Source: Ulyanov et al., Texture Networks (2016).
+    The last layer sees the picture once more, for what is fine. Source of the noise: Ulyanov et
+    al., Texture Networks (2016).
 
     Args:
         width: channels of the first convolution; the paper has 32.
@@ -96,10 +97,8 @@ class Transform(nn.Module):
             *_layer(4 * width, 2 * width, 3),
             nn.Upsample(scale_factor=2),
             *_layer(2 * width, width, 3),
-            nn.ReflectionPad2d(4),
-            nn.Conv2d(width, 3, 9),
-            nn.Tanh(),
         )
+        self.last = nn.Sequential(nn.ReflectionPad2d(4), nn.Conv2d(width + 3, 3, 9), nn.Tanh())
         luck = torch.Generator().manual_seed(SEED)
         self.register_buffer("noise_11HW", torch.randn(1, 1, NOISE, NOISE, generator=luck))
 
@@ -110,7 +109,9 @@ class Transform(nn.Module):
         high, wide = whole_BCHW.shape[2:]
         tiles_11HW = self.noise_11HW.repeat(1, 1, -(-high // NOISE), -(-wide // NOISE))
         noise_B1HW = tiles_11HW[:, :, :high, :wide].expand(count, -1, -1, -1)
-        y_BCHW: Tensor = self.net(torch.cat([whole_BCHW * 2 - 1, noise_B1HW], 1))
+        even_BCHW = whole_BCHW * 2 - 1
+        features_BCHW = self.net(torch.cat([even_BCHW, noise_B1HW], 1))
+        y_BCHW: Tensor = self.last(torch.cat([features_BCHW, even_BCHW], 1))
         return (y_BCHW[:, :, :height, :width] + 1) / 2
 
 
@@ -253,9 +254,12 @@ class Judge(nn.Module):
         return torch.stack(losses).mean(0)
 
     def content(self, features: Features, aim: Features) -> Tensor:
-        """Return how far features are from those of the content (B,), relative to their spread."""
+        """Return how far features are from those of the content (B,), relative to their spread.
+
+        It is the spread of all pictures together, or those that are nearly even would outweigh all.
+        """
         apart_BCHW = features.content - aim.content
-        return apart_BCHW.square().mean((1, 2, 3)) / (aim.content.var((1, 2, 3)) + 1e-6)
+        return apart_BCHW.square().mean((1, 2, 3)) / (aim.content.var() + 1e-6)
 
 
 def optimise(
