@@ -208,9 +208,9 @@ def test_it_learns_to_repaint_pictures_it_never_saw() -> None:
     with torch.no_grad():
         scores, base = task.score(models, task.batches("test")), task.baselines()
         less = StyleTransfer(seed=0, strength=0.85).score(models, task.batches("test"))
-    assert scores["style"] <= 0.3 and scores["ssim"] >= 0.25
-    assert less["style"] <= 0.3 and less["ssim"] >= 0.3  # a little of the picture itself helps
-    assert scores["quality"] > max(base.values()) + 0.3
+    assert scores["style"] <= 0.1 and scores["ssim"] >= 0.3
+    assert less["style"] <= 0.3 and less["ssim"] > scores["ssim"]  # some of the picture is left
+    assert scores["quality"] > max(base.values()) + 0.15
     judge, x_BCHW = models["judge"], task.studio.held_out("test")
     painted = judge(task.studio.style_BCHW[:1].expand_as(x_BCHW))
     assert scores["content"] < float(judge.content(painted, judge(x_BCHW)).mean())
