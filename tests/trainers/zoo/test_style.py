@@ -210,7 +210,7 @@ def test_it_learns_to_repaint_pictures_it_never_saw() -> None:
         less = StyleTransfer(seed=0, strength=0.85).score(models, task.batches("test"))
     assert scores["style"] <= 0.1 and scores["ssim"] >= 0.3
     assert less["style"] <= 0.3 and less["ssim"] > scores["ssim"]  # some of the picture is left
-    assert scores["quality"] > max(base.values()) + 0.15
+    assert scores["quality"] > max(base.values()) + 0.3
     judge, x_BCHW = models["judge"], task.studio.held_out("test")
     painted = judge(task.studio.style_BCHW[:1].expand_as(x_BCHW))
     assert scores["content"] < float(judge.content(painted, judge(x_BCHW)).mean())
