@@ -1,14 +1,12 @@
-"""Image style transfer: a network that repaints, and frozen features that judge it.
+"""Image style transfer: a network that repaints, and two ways to judge what it paints.
 
-Shape legend: B batch, C channels, H height, W width, L layers whose features count.
+Shape legend: B batch, C channels, H height, W width, N places of a picture, F filters.
 Sources: Gatys et al., Image Style Transfer Using Convolutional Neural Networks (2016);
 Johnson et al., Perceptual Losses for Real-Time Style Transfer and Super-Resolution (2016).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,21 +20,15 @@ CONVOLUTIONS = (2, 2, 3, 3)
 """In each block of the loss network, as in VGG-16 up to conv4_3."""
 CONTENT = 1
 """The block whose features say what is to be seen: relu2_2."""
-SIZES = (3, 5, 7, 11)
-"""Pixels each way of the patches of the paintings."""
+VIEWS = ((1, 1), (7, 1), (7, 2), (7, 4))
+"""Pixels each way of the patches that are compared, and how much smaller the picture is made."""
+COMPARED = 8
+"""Paintings that one minibatch is compared with, drawn from all."""
 LEAST_SPREAD = 0.03
 """Of a colour that paintings have none of, so that others are not infinitely far."""
 SEED = 2016
 NOISE = 64
 """Pixels each way of the noise, which repeats beyond."""
-
-
-@dataclass(frozen=True)
-class Features:
-    """What a judging network makes of pictures: features for the style by level, and a content."""
-
-    style: Sequence[Tensor]
-    content: Tensor
 
 
 def gram(features_BCHW: Tensor) -> Tensor:
@@ -138,16 +130,83 @@ def _layer(before: int, after: int, kernel: int, stride: int = 1) -> list[nn.Mod
     ]
 
 
-class Vgg(nn.Module):
-    """Features of VGG-16 up to conv4_3: of four ReLU for the style, of relu2_2 for the content.
+class Patches(nn.Module):
+    """Judge pictures by all their patches: sliced Wasserstein distances, with nothing trained.
+
+    Random filters project the patches of a picture, and those of the paintings; that the sorted
+    answers are the same, for any filter, means that the patches are. So what is rare in the
+    paintings stays rare in a picture. Brightness tells what is to be seen, whatever the colours.
+    In training every call draws filters from torch's random numbers; a judge in evaluation has
+    always the same. Sources: Heitz et al., A Sliced Wasserstein Loss for Neural Texture Synthesis
+    (2021); Elnekave and Weiss, Generating Natural Images with Direct Patch Distributions Matching
+    (2022).
 
     Args:
-        weights: safetensors file, named and shaped as torchvision names those of VGG-16
-            (``features.0.weight``).
-        width: channels of the first block; VGG has 64. Each further block has twice as many.
+        paintings_BCHW: what to learn the style of, in [0, 1].
+        count: filters of each size.
     """
 
-    def __init__(self, weights: Path, width: int) -> None:
+    paintings_BCHW: Tensor
+
+    def __init__(self, paintings_BCHW: Tensor, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.register_buffer("paintings_BCHW", paintings_BCHW, persistent=False)
+
+    def forward(self, y_BCHW: Tensor, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far y is from the content of x (B,), and from the paintings' style (B,)."""
+        luck = None if self.training else torch.Generator().manual_seed(SEED)
+        picked = torch.randperm(len(self.paintings_BCHW), generator=luck)[:COMPARED]
+        paintings_BCHW = self.paintings_BCHW[picked.to(y_BCHW.device)]
+        losses = []
+        for size, smaller in VIEWS:
+            filters_FCHW = torch.randn(self.count, 3, size, size, generator=luck).to(y_BCHW)
+            if size > 1:  # every other filter tells strokes from even ground, of any colour
+                filters_FCHW[::2] -= filters_FCHW[::2].mean((2, 3), keepdim=True)
+            losses.append(
+                sliced_distance(
+                    functional.avg_pool2d(y_BCHW, smaller),
+                    functional.avg_pool2d(paintings_BCHW, smaller),
+                    filters_FCHW,
+                )
+            )
+        apart_B1HW = _seen(y_BCHW) - _seen(x_BCHW)
+        return apart_B1HW.square().mean((1, 2, 3)), torch.stack(losses).mean(0)
+
+
+def sliced_distance(y_BCHW: Tensor, aim_BCHW: Tensor, filters_FCHW: Tensor) -> Tensor:
+    """Return how far the answers of filters to each picture are from those to all of the aim (B,).
+
+    Answers are compared by rank, whatever their places; relative to the variance of the aim's.
+    """
+    answers_BFN = functional.conv2d(y_BCHW, filters_FCHW).flatten(2).sort(2).values
+    with torch.no_grad():
+        aim_FN = functional.conv2d(aim_BCHW, filters_FCHW).transpose(0, 1).flatten(1).sort(1).values
+        ranks_N = torch.arange(answers_BFN.shape[2], device=y_BCHW.device) + 0.5
+        even_FN = aim_FN[:, (ranks_N * (aim_FN.shape[1] / len(ranks_N))).long()]
+        variance_F = aim_FN.var(1) + 1e-6
+    return ((answers_BFN - even_FN).square().mean(2) / variance_F).mean(1)
+
+
+def _seen(x_BCHW: Tensor) -> Tensor:
+    light_B1HW = functional.avg_pool2d(luma(x_BCHW), 3, 1, 1, count_include_pad=False)
+    spread_B111, mean_B111 = torch.std_mean(light_B1HW, (1, 2, 3), keepdim=True)
+    return (light_B1HW - mean_B111) / (spread_B111 + 0.02)
+
+
+class Vgg(nn.Module):
+    """Judge pictures by VGG-16 up to conv4_3, frozen: the style by Gram matrices of four ReLU.
+
+    The style is the mean of all paintings' matrices; relu2_2 tells the content.
+
+    Args:
+        paintings_BCHW: what to learn the style of, in [0, 1].
+        width: channels of the first block; VGG has 64. Each further block has twice as many.
+        weights: safetensors file, named and shaped as torchvision names those of VGG-16
+            (``features.0.weight``).
+    """
+
+    def __init__(self, paintings_BCHW: Tensor, width: int, weights: Path) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         self.judged: list[int] = []
@@ -162,120 +221,46 @@ class Vgg(nn.Module):
                 self.judged.append(len(layers) - 1)
         self.features = nn.Sequential(*layers)
         read_weights(self, weights, "task.weights")
+        self.requires_grad_(False)
+        for level, features_BCHW in enumerate(self.look(paintings_BCHW)):
+            self.register_buffer(f"gram{level}", gram(features_BCHW).mean(0), persistent=False)
 
-    def forward(self, x_BCHW: Tensor) -> Features:
-        """Return what tells the style, and what tells the content."""
+    def forward(self, y_BCHW: Tensor, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far y is from the content of x (B,), and from the paintings' style (B,)."""
+        features = self.look(y_BCHW)
+        with torch.no_grad():
+            aim_BCHW = self.look(x_BCHW)[CONTENT]
+        losses = []
+        for level, features_BCHW in enumerate(features):
+            aim_CC = self.get_buffer(f"gram{level}")
+            apart_BCC = gram(features_BCHW) - aim_CC
+            losses.append(apart_BCC.square().sum((1, 2)) / aim_CC.square().sum())
+        apart_BCHW = features[CONTENT] - aim_BCHW
+        content_B = apart_BCHW.square().mean((1, 2, 3)) / (aim_BCHW.var() + 1e-6)
+        return content_B, torch.stack(losses).mean(0)
+
+    def look(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Return the judged features of pictures in [0, 1]."""
         features = []
         x_BCHW = (x_BCHW - 0.45) / 0.225
         for number, layer in enumerate(self.features):
             x_BCHW = layer(x_BCHW)
             if number in self.judged:
                 features.append(x_BCHW)
-        return Features(features, features[CONTENT])
-
-
-class Patches(nn.Module):
-    """Features that need no training: how pictures answer to pieces of the paintings.
-
-    One layer of filters of several sizes tells textures apart; bits of the pictures themselves are
-    good filters; brightness tells what is to be seen, whatever the colours. Sources: Ustyuzhaninov
-    et al., Texture Synthesis Using Shallow Convolutional Networks with Random Filters (2016);
-    Coates and Ng, An Analysis of Single-Layer Networks in Unsupervised Feature Learning (2011).
-
-    Args:
-        paintings_BCHW: where the filters are cut from, in [0, 1].
-        count: filters of each size.
-    """
-
-    mean_C1: Tensor
-    root_CC: Tensor
-
-    def __init__(self, paintings_BCHW: Tensor, count: int) -> None:
-        super().__init__()
-        mean_C1, root_CC = palette(paintings_BCHW)
-        self.register_buffer("mean_C1", mean_C1)
-        self.register_buffer("root_CC", root_CC)
-        self.filters = nn.ModuleList()
-        luck = torch.Generator().manual_seed(SEED)
-        for size in SIZES:
-            layer = nn.Conv2d(3, count, size, bias=False)
-            pieces_BNP = functional.unfold(paintings_BCHW, size).mT
-            pieces_NCHW = pieces_BNP.flatten(0, 1).unflatten(1, (3, size, size))
-            picked = torch.randint(len(pieces_NCHW), (count,), generator=luck)
-            even_NCHW = pieces_NCHW[picked] - pieces_NCHW[picked].mean((2, 3), keepdim=True)
-            answers_BCHW = functional.conv2d(paintings_BCHW, even_NCHW)
-            spread_C = answers_BCHW.std((0, 2, 3)) + 1e-6
-            layer.weight.data = even_NCHW / spread_C[:, None, None, None]
-            self.filters.append(layer)
-
-    def forward(self, x_BCHW: Tensor) -> Features:
-        """Return what tells the style, and what tells the content."""
-        apart_BCN = x_BCHW.flatten(2) - self.mean_C1
-        even_BCN = torch.linalg.solve_triangular(self.root_CC, apart_BCN, upper=False)
-        # With a channel of ones, a Gram matrix has the means of the colours as well.
-        colours_BCHW = functional.pad(even_BCN, (0, 0, 0, 1), value=1.0).unflatten(
-            2, x_BCHW.shape[2:]
-        )
-        textures = [functional.relu(layer(x_BCHW)) for layer in self.filters]
-        light_B1HW = functional.avg_pool2d(luma(x_BCHW), 3, 1, 1, count_include_pad=False)
-        spread_B111, mean_B111 = torch.std_mean(light_B1HW, (1, 2, 3), keepdim=True)
-        seen_B1HW = (light_B1HW - mean_B111) / (spread_B111 + 0.02)
-        return Features([colours_BCHW, *textures], seen_B1HW)
-
-
-class Judge(nn.Module):
-    """A frozen network, and the style it compares to: the mean of all paintings' Gram matrices.
-
-    Args:
-        paintings_BCHW: what to learn the style of, in [0, 1].
-        width: channels of VGG's first block, or how many patches of each size.
-        weights: safetensors file with the weights of a VGG-16; without, patches of the paintings.
-    """
-
-    def __init__(self, paintings_BCHW: Tensor, width: int, weights: str = "") -> None:
-        super().__init__()
-        self.look = Vgg(Path(weights), width) if weights else Patches(paintings_BCHW, width)
-        self.requires_grad_(False)
-        for level, features_BCHW in enumerate(self(paintings_BCHW).style):
-            self.register_buffer(f"gram{level}", gram(features_BCHW).mean(0))
-
-    def forward(self, x_BCHW: Tensor) -> Features:
-        """Return what tells the style, and what tells the content."""
-        features: Features = self.look(x_BCHW)
         return features
-
-    def style(self, features: Features) -> Tensor:
-        """Return how far the Gram matrices are from the paintings' (B,), relative to those."""
-        losses = []
-        for level, features_BCHW in enumerate(features.style):
-            aim_CC = self.get_buffer(f"gram{level}")
-            apart_BCC = gram(features_BCHW) - aim_CC
-            losses.append(apart_BCC.square().sum((1, 2)) / aim_CC.square().sum())
-        return torch.stack(losses).mean(0)
-
-    def content(self, features: Features, aim: Features) -> Tensor:
-        """Return how far features are from those of the content (B,), relative to their spread.
-
-        It is the spread of all pictures together, or those that are nearly even would outweigh all.
-        """
-        apart_BCHW = features.content - aim.content
-        return apart_BCHW.square().mean((1, 2, 3)) / (aim.content.var() + 1e-6)
 
 
 def optimise(
-    judge: Judge, x_BCHW: Tensor, style_weight: float, steps: int = 100, lr: float = 0.02
+    judge: nn.Module, x_BCHW: Tensor, y_BCHW: Tensor, style_weight: float, steps: int = 100
 ) -> Tensor:
-    """Return pictures repainted pixel by pixel (Gatys): no network, and slow; x in [0, 1]."""
-    with torch.no_grad():
-        aim = judge(x_BCHW)
-    y_BCHW = x_BCHW.clone().requires_grad_()
-    search = torch.optim.Adam([y_BCHW], lr=lr)
+    """Return pictures x repainted pixel by pixel (Gatys) from y on: no network, and slow."""
+    y_BCHW = y_BCHW.clone().requires_grad_()
+    search = torch.optim.Adam([y_BCHW], lr=0.03)
     with torch.enable_grad():
         for _ in range(steps):
-            features = judge(y_BCHW)
-            loss = judge.content(features, aim) + style_weight * judge.style(features)
+            content_B, style_B = judge(y_BCHW, x_BCHW)
             search.zero_grad()
-            loss.sum().backward()  # type: ignore[no-untyped-call]
+            (content_B + style_weight * style_B).sum().backward()
             search.step()
             y_BCHW.data.clamp_(0, 1)
     return y_BCHW.detach()

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trainers.data.photos import Studio
-    from trainers.nets.style import Judge
 
 SMALLEST = 16
 """Pixels each way of a picture to repaint."""
@@ -47,7 +46,7 @@ class StyleTransfer(Supervised):
     data: str = ""
     """Folder with content/ and style/; empty: parts of two photos and scenes, drawn paintings."""
     weights: str = ""
-    """Safetensors file of a VGG-16 that judges; empty: patches of the paintings judge."""
+    """Safetensors file of a VGG-16 that judges; empty: patches are compared."""
     image: int = 64
     """Pixels of the square pictures in training; any size is repainted afterwards."""
     width: int = 10
@@ -55,7 +54,7 @@ class StyleTransfer(Supervised):
     residual: int = 3
     """Residual blocks; the paper has 5."""
     loss_width: int = 16
-    """Patches of each size that judge, or channels of the first block of the VGG, which has 64."""
+    """Random filters of each view, or channels of the first block of the VGG, which has 64."""
     paintings: int = 4
     """Paintings that are drawn to learn from, where no folder is given."""
     style_weight: float = 3.0
@@ -86,12 +85,12 @@ class StyleTransfer(Supervised):
 
     def models(self) -> Models:
         """Build the network that repaints, and the frozen one that judges."""
-        from trainers.nets.style import Judge, Transform
+        from trainers.nets.style import Patches, Transform, Vgg
 
-        return {
-            "net": Transform(self.width, self.residual),
-            "judge": Judge(self.studio.style_BCHW, self.loss_width, self.weights),
-        }
+        style_BCHW, width = self.studio.style_BCHW, self.loss_width
+        weights = Path(self.weights)
+        judge = Vgg(style_BCHW, width, weights) if self.weights else Patches(style_BCHW, width)
+        return {"net": Transform(self.width, self.residual), "judge": judge}
 
     def groups(self, models: Models) -> dict[str, Iterable[nn.Parameter]]:
         """Return the network that repaints only."""
@@ -109,18 +108,13 @@ class StyleTransfer(Supervised):
 
     def loss(self, models: Models, batch: Tensor) -> dict[str, Tensor]:
         """Return the losses of the content, the style and the total variation."""
-        import torch
-
         from trainers.nets.style import total_variation
 
-        judge = _judge(models)
         y_BCHW = models["net"](batch)
-        with torch.no_grad():
-            aim = judge(batch)
-        features = judge(y_BCHW)
+        content_B, style_B = models["judge"](y_BCHW, batch)
         return {
-            "content": judge.content(features, aim).mean(),
-            "style": self.style_weight * judge.style(features).mean(),
+            "content": content_B.mean(),
+            "style": self.style_weight * style_B.mean(),
             "smooth": self.smooth_weight * total_variation(y_BCHW),
         }
 
@@ -150,7 +144,7 @@ class StyleTransfer(Supervised):
     def _rated(self, models: Models, x_BCHW: Tensor, y_BCHW: Tensor) -> dict[str, float]:
         from trainers.scores.style import rated
 
-        return rated(_judge(models), self.studio.style_BCHW, x_BCHW, y_BCHW)
+        return rated(models["judge"], self.studio.style_BCHW, x_BCHW, y_BCHW)
 
     def repaint(self, models: Models, x_BCHW: Tensor) -> Tensor:
         """Return pictures of any size repainted, as far as ``strength`` says."""
@@ -226,12 +220,6 @@ class StyleTransfer(Supervised):
         import torch
 
         return (torch.zeros(1, 3, self.image, self.image),)
-
-
-def _judge(models: Models) -> Judge:
-    from typing import cast
-
-    return cast("Judge", models["judge"])
 
 
 def _bytes(x_BCHW: Tensor) -> Any:

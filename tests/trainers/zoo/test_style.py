@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 from dlplatform.errors import UsageError
 from trainers.data.photos import studio
 from trainers.nets.style import (
-    Judge,
+    Patches,
     Transform,
+    Vgg,
     gram,
     optimise,
     palette,
     recoloured,
+    sliced_distance,
     total_variation,
 )
 from trainers.synth.paintings import painting
@@ -64,36 +66,68 @@ def test_even_ground_gets_strokes_from_noise_that_is_always_the_same() -> None:
     assert torch.equal(net.noise_11HW, Transform(4, 2).noise_11HW)
 
 
-def test_the_judge_is_frozen_always_the_same_and_in_no_group() -> None:
-    task = small()
+def test_sliced_distance_by_hand() -> None:
+    one = torch.ones(1, 1, 1, 1)
+    aim = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]], [[[4.0, 5.0], [6.0, 7.0]]]])
+    # Four places against eight: each rank is compared with the middle of two, here 1, 3, 5 and 7.
+    y = torch.tensor([[[[5.0, 1.0], [7.0, 3.0]]], [[[5.0, 1.0], [5.0, 6.0]]]])
+    expected = [0.0, (2.0**2 + 1.0**2) / 4 / 6.0]  # the variance of the aim is 6
+    assert sliced_distance(y, aim, one).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_patches_tell_strokes_from_the_same_pixels_elsewhere() -> None:
+    paintings = studio("", 32, 3, 0).style_BCHW
+    judge = Patches(paintings[:1], 8).eval()
+    flat_CN = paintings[0].flatten(1)
+    shuffled = flat_CN[:, torch.randperm(32 * 32)].view(1, 3, 32, 32)
+    content, style = judge(paintings[:1], paintings[:1])
+    assert float(style) == 0 and float(content) == 0
+    assert float(judge(paintings[:1].roll(8, 3), paintings[:1])[1]) < 0.1
+    content, style = judge(shuffled, paintings[:1])
+    assert float(style) > 0.5 and float(content) > 0.1
+    # Light and contrast of a picture are not its content.
+    assert float(judge(paintings[:1] * 0.5 + 0.2, paintings[:1])[0]) < 0.1
+    # In training each minibatch has its own filters, the same for all workers.
+    answers = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        answers.append(float(judge.train()(shuffled, paintings[:1])[1]))
+    assert answers[0] == answers[1] != answers[2]
+    assert float(judge.eval()(shuffled, paintings[:1])[1]) == float(style)
+
+
+def test_a_vgg_judges_by_the_mean_gram_matrix_of_all_paintings(tmp_path: Path) -> None:
+    save_file({"features.0.weight": torch.randn(4, 3, 3, 3)}, tmp_path / "vgg")
+    paintings = studio("", 32, 3, 0).style_BCHW
+    one = Vgg(paintings[:1], 4, tmp_path / "vgg")
+    content, style = one(paintings[:1], paintings[:1])
+    assert float(style) == pytest.approx(0, abs=1e-6) and float(content) == 0
+    assert float(one(paintings[1:2], paintings[:1])[0]) > 0.1
+    several = Vgg(paintings, 4, tmp_path / "vgg")
+    grams = [gram(several.look(paintings[n : n + 1])[2])[0] for n in range(3)]
+    assert torch.allclose(several.gram2, torch.stack(grams).mean(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_judge_is_frozen_always_the_same_and_in_no_group(tmp_path: Path, trained: bool) -> None:
+    save_file({"features.0.weight": torch.randn(4, 3, 3, 3)}, tmp_path / "vgg")
+    task = small(weights=str(tmp_path / "vgg") if trained else "")
     models, others = task.models(), task.models()
     frozen = models["judge"]
     assert not any(p.requires_grad for p in frozen.parameters())
-    for mine, other in zip(frozen.parameters(), others["judge"].parameters(), strict=True):
-        assert torch.equal(mine, other)
+    values = [*frozen.parameters(), *frozen.buffers()]
+    assert values and all(
+        map(torch.equal, values, [*others["judge"].parameters(), *others["judge"].buffers()])
+    )
     grouped = {id(p) for parameters in task.groups(models).values() for p in parameters}
     assert grouped == {id(p) for p in models["net"].parameters()}
-    before = [p.clone() for p in frozen.parameters()]
+    before = [one.clone() for one in values]
     terms = task.loss(models, task.batch("train", 0))
     assert set(terms) == {"content", "style", "smooth"}
     sum(terms.values()).backward()
     assert all(p.grad is None for p in frozen.parameters())
     assert all(p.grad is not None for p in models["net"].parameters())
-    assert all(map(torch.equal, before, frozen.parameters()))
-
-
-def test_style_and_content_are_zero_where_they_should_be() -> None:
-    paintings = studio("", 32, 3, 0).style_BCHW
-    one = Judge(paintings[:1], 4)
-    assert float(one.style(one(paintings[:1]))) == pytest.approx(0, abs=1e-6)
-    flipped = paintings[:1].flip(3)
-    content = one.content(one(flipped), one(paintings[:1]))
-    assert float(content) > 0.1
-    assert float(one.content(one(flipped), one(flipped))) == 0
-    # Of several paintings it learns the mean of their Gram matrices.
-    several = Judge(paintings, 4)
-    grams = [gram(several(paintings[n : n + 1]).style[2])[0] for n in range(3)]
-    assert torch.allclose(several.gram2, torch.stack(grams).mean(0), rtol=1e-4)
+    assert all(map(torch.equal, before, values))
 
 
 def test_pictures_of_any_size_and_strength() -> None:
@@ -111,14 +145,16 @@ def test_pictures_of_any_size_and_strength() -> None:
 
 
 def test_pixel_by_pixel_a_picture_comes_nearer_to_the_style() -> None:
+    torch.manual_seed(0)
     paintings = studio("", 32, 1, 0).style_BCHW
-    judge = Judge(paintings, 4)
+    judge = Patches(paintings, 8)
     x_BCHW = studio("", 32, 1, 0).held_out("test")[:1]
-    y_BCHW = optimise(judge, x_BCHW, style_weight=10.0, steps=60)
-    before, after = judge.style(judge(x_BCHW)), judge.style(judge(y_BCHW))
-    assert float(after) < 0.3 * float(before)
-    painted = judge.content(judge(paintings), judge(x_BCHW))
-    assert float(judge.content(judge(y_BCHW), judge(x_BCHW))) < float(painted)
+    start_BCHW = recoloured(x_BCHW, paintings)
+    y_BCHW = optimise(judge, x_BCHW, start_BCHW, style_weight=4.0, steps=40)
+    judge.eval()
+    content, style = judge(y_BCHW, x_BCHW)
+    assert float(style) < 0.5 * float(judge(start_BCHW, x_BCHW)[1])
+    assert float(content) < float(judge(paintings, x_BCHW)[0])
     assert not y_BCHW.requires_grad and float(y_BCHW.min()) >= 0 and float(y_BCHW.max()) <= 1
 
 
@@ -170,7 +206,7 @@ def test_folders_of_content_and_style(tmp_path: Path) -> None:
 def test_weights_of_a_vgg_are_taken(tmp_path: Path) -> None:
     weight = torch.full((4, 3, 3, 3), 0.5)
     save_file({"features.0.weight": weight, "classifier.0.bias": torch.ones(4)}, tmp_path / "vgg")
-    judge = small(weights=str(tmp_path / "vgg")).models()["judge"].look
+    judge = small(weights=str(tmp_path / "vgg")).models()["judge"]
     assert torch.equal(judge.features[0].weight, weight)
     # The places of torchvision's VGG-16: conv1_1 to conv4_3, ReLU 1_2, 2_2, 3_3 and 4_3 judged.
     convolutions = [
@@ -211,7 +247,7 @@ def test_it_learns_to_repaint_pictures_it_never_saw() -> None:
     assert scores["style"] <= 0.1 and scores["ssim"] >= 0.3
     assert less["style"] <= 0.3 and less["ssim"] > scores["ssim"]  # some of the picture is left
     assert scores["quality"] > max(base.values()) + 0.3
-    judge, x_BCHW = models["judge"], task.studio.held_out("test")
-    painted = judge(task.studio.style_BCHW[:1].expand_as(x_BCHW))
-    assert scores["content"] < float(judge.content(painted, judge(x_BCHW)).mean())
+    x_BCHW = task.studio.held_out("test")
+    painted, _ = models["judge"](task.studio.style_BCHW[:1].expand_as(x_BCHW), x_BCHW)
+    assert scores["content"] < float(painted.mean())
     assert task.picture(models).width > 500
