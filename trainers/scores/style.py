@@ -19,8 +19,8 @@ def rated(
 ) -> dict[str, float]:
     """Return the scores of pictures y that were repainted from x, both in [0, 1].
 
-    The paintings' colours alone take a picture most of the way by the Gram matrices of random
-    features; so ``quality`` counts what is gained beyond them, as a share.
+    The paintings' colours alone take a picture most of the way; so ``quality`` counts what is
+    gained beyond them, as a share.
     """
     content_B, style_B = judge(y_BCHW, x_BCHW)
     _, before_B = judge(x_BCHW, x_BCHW)

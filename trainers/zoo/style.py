@@ -32,16 +32,19 @@ SHOWN = 7
 class StyleTransfer(Supervised):
     """Photos repainted in one pass, in the common style of several paintings.
 
-    A batch is x_BCHW in [0, 1]. The network that judges is frozen: no group has it.
+    A batch is x_BCHW in [0, 1]. What judges is frozen: no group has it.
     """
 
     primary: ClassVar[str] = "quality"
-    source: ClassVar[str] = "Johnson et al., Perceptual Losses for Style Transfer (2016)"
+    source: ClassVar[str] = (
+        "Johnson et al., Perceptual Losses for Style Transfer (2016); "
+        "Heitz et al., A Sliced Wasserstein Loss (2021)"
+    )
     parameters: ClassVar[int] = 111_822
     expected: ClassVar[str] = "0.67"
 
     batch_size: int = 4
-    minibatches: int = 180
+    minibatches: int = 160
     lr: float = 4e-3
     data: str = ""
     """Folder with content/ and style/; empty: parts of two photos and scenes, drawn paintings."""
@@ -57,9 +60,9 @@ class StyleTransfer(Supervised):
     """Random filters of each view, or channels of the first block of the VGG, which has 64."""
     paintings: int = 4
     """Paintings that are drawn to learn from, where no folder is given."""
-    style_weight: float = 3.0
+    style_weight: float = 4.0
     """Weight of the style in the loss; that of the content is 1."""
-    smooth_weight: float = 0.5
+    smooth_weight: float = 0.2
     """Weight of the total variation."""
     strength: float = 1.0
     """How far an answer goes from the picture (0) to the repainted one (1)."""
@@ -84,7 +87,7 @@ class StyleTransfer(Supervised):
         return studio(self.data, self.image, self.paintings, self.seed)
 
     def models(self) -> Models:
-        """Build the network that repaints, and the frozen one that judges."""
+        """Build the network that repaints, and what judges it."""
         from trainers.nets.style import Patches, Transform, Vgg
 
         style_BCHW, width = self.studio.style_BCHW, self.loss_width
