@@ -76,26 +76,26 @@ def test_sliced_distance_by_hand() -> None:
 
 
 def test_patches_tell_strokes_from_the_same_pixels_elsewhere() -> None:
-    paintings = studio("", 32, 3, 0).style_BCHW
-    judge = Patches(paintings[:1], 8).eval()
+    paintings = studio("", 64, 1, 0).style_BCHW
+    judge = Patches(paintings, 8).eval()
     torch.manual_seed(0)
     flat_CN = paintings[0].flatten(1)
-    shuffled = flat_CN[:, torch.randperm(32 * 32)].view(1, 3, 32, 32)
-    content, style = judge(paintings[:1], paintings[:1])
+    shuffled = flat_CN[:, torch.randperm(64 * 64)].view(1, 3, 64, 64)
+    content, style = judge(paintings, paintings)
     assert float(style) == pytest.approx(0, abs=1e-6) and float(content) == 0
-    content, style = judge(shuffled, paintings[:1])
+    content, style = judge(shuffled, paintings)
     assert float(style) > 0.3 and float(content) > 0.1
-    _, moved = judge(paintings[:1].roll(8, 3), paintings[:1])
+    _, moved = judge(paintings.roll((20, 20), (2, 3)), paintings)
     assert float(moved) < 0.5 * float(style)
     # Light and contrast of a picture are not its content.
-    assert float(judge(paintings[:1] * 0.5 + 0.2, paintings[:1])[0]) < 0.1
+    assert float(judge(paintings * 0.5 + 0.2, paintings)[0]) < 0.1
     # In training each minibatch has its own filters, the same for all workers.
     answers = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        answers.append(float(judge.train()(shuffled, paintings[:1])[1]))
+        answers.append(float(judge.train()(shuffled, paintings)[1]))
     assert answers[0] == answers[1] != answers[2]
-    assert float(judge.eval()(shuffled, paintings[:1])[1]) == float(style)
+    assert float(judge.eval()(shuffled, paintings)[1]) == float(style)
 
 
 def test_a_vgg_judges_by_the_mean_gram_matrix_of_all_paintings(tmp_path: Path) -> None:
