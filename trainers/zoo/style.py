@@ -165,6 +165,7 @@ class StyleTransfer(Supervised):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(derive(self.seed, "untrained"))
             models = self.models()
+            models["judge"].eval()  # with the same filters for all
             x_BCHW, style_BCHW = self.studio.held_out("test"), self.studio.style_BCHW
             answers = {
                 "untrained": models["net"](x_BCHW),
