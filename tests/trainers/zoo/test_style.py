@@ -84,9 +84,10 @@ def test_patches_tell_strokes_from_the_same_pixels_elsewhere() -> None:
     content, style = judge(paintings, paintings)
     assert float(style) == pytest.approx(0, abs=1e-6) and float(content) == 0
     content, style = judge(shuffled, paintings)
-    assert float(style) > 0.3 and float(content) > 0.1
-    _, moved = judge(paintings.roll((20, 20), (2, 3)), paintings)
-    assert float(moved) < 0.5 * float(style)
+    assert float(style) > 0.05 and float(content) > 0.1
+    one, seven = (torch.randn(4, 3, size, size) for size in (1, 7))
+    assert float(sliced_distance(shuffled, paintings, one)) == pytest.approx(0, abs=1e-6)
+    assert float(sliced_distance(shuffled, paintings, seven)) > 0.001
     # Light and contrast of a picture are not its content.
     assert float(judge(paintings * 0.5 + 0.2, paintings)[0]) < 0.1
     # In training each minibatch has its own filters, the same for all workers.
