@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlplatform.errors import UsageError
-from dlplatform.seeds import derive
 from dlplatform.task import Models, task
-from trainers.blocks.supervised import Supervised, cosine
+from trainers.blocks.annealed import Annealed
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
     from torch import Tensor, nn
 
@@ -29,7 +27,7 @@ SHOWN = 7
 
 @task("zoo/style")
 @dataclass
-class StyleTransfer(Supervised):
+class StyleTransfer(Annealed):
     """Photos repainted in one pass, in the common style of several paintings.
 
     A batch is x_BCHW in [0, 1]. What judges is frozen: no group has it.
@@ -121,16 +119,6 @@ class StyleTransfer(Supervised):
             "smooth": self.smooth_weight * total_variation(y_BCHW),
         }
 
-    def optimizer(self, group: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return Adam."""
-        from torch.optim import Adam
-
-        return Adam(parameters, lr=self.lr)
-
-    def rate(self, progress: float) -> float:
-        """Fall to 1 % along half a cosine."""
-        return cosine(progress, warmup=0.05)
-
     def score(self, models: Models, batches: Iterable[Tensor]) -> dict[str, float]:
         """Return how near to the style, and how like the picture, what is repainted is.
 
@@ -160,13 +148,12 @@ class StyleTransfer(Supervised):
         """Return the quality of an untrained network, a painting, and the paintings' colours."""
         import torch
 
+        from trainers.blocks.alone import untrained
         from trainers.nets.style import recoloured
 
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(derive(self.seed, "untrained"))
-            models = self.models()
-            models["judge"].eval()  # with the same filters for all
-            x_BCHW, style_BCHW = self.studio.held_out("test"), self.studio.style_BCHW
+        models = untrained(self)
+        x_BCHW, style_BCHW = self.studio.held_out("test"), self.studio.style_BCHW
+        with torch.no_grad():
             answers = {
                 "untrained": models["net"](x_BCHW),
                 "painting": style_BCHW[:1].expand_as(x_BCHW),
