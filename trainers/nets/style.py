@@ -27,8 +27,8 @@ COMPARED = 8
 LEAST_SPREAD = 0.03
 """Of a colour that paintings have none of, so that others are not infinitely far."""
 SEED = 2016
-NOISE = 64
-"""Pixels each way of the noise, which repeats beyond."""
+NOISE = 512
+"""Pixels each way of the noise, which repeats beyond: so wide that one does not see it."""
 
 
 def gram(features_BCHW: Tensor) -> Tensor:
@@ -92,7 +92,8 @@ class Transform(nn.Module):
         )
         self.last = nn.Sequential(nn.ReflectionPad2d(4), nn.Conv2d(width + 3, 3, 9), nn.Tanh())
         luck = torch.Generator().manual_seed(SEED)
-        self.register_buffer("noise_11HW", torch.randn(1, 1, NOISE, NOISE, generator=luck))
+        noise_11HW = torch.randn(1, 1, NOISE, NOISE, generator=luck)
+        self.register_buffer("noise_11HW", noise_11HW, persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return y_BCHW; sides that 4 does not divide are filled up, and cut again."""

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from dlplatform.errors import UsageError
 from trainers.data.photos import studio
 from trainers.nets.style import (
+    NOISE,
     Patches,
     Transform,
     Vgg,
@@ -57,7 +58,7 @@ def test_colours_alone_have_the_mean_and_the_covariance_of_the_paintings() -> No
 
 
 def test_even_ground_gets_strokes_from_noise_that_is_always_the_same() -> None:
-    grey_BCHW = torch.full((1, 3, 72, 72), 0.5)
+    grey_BCHW = torch.full((1, 3, 16, NOISE + 9), 0.5)
     torch.manual_seed(0)
     net = Transform(2, 1).eval()
     with torch.no_grad():
