@@ -1,6 +1,6 @@
 """Train every task by its recipe: with three seeds, and under three rules; write page and gallery.
 
-python scripts/results_tasks.py                       # what is missing of 90 runs: two hours
+python scripts/results_tasks.py                       # what is missing of 96 runs: two hours
 python scripts/results_tasks.py --tasks zoo/nic --rules easgd --minibatches 40 --out /tmp/look
 """
 

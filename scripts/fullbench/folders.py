@@ -81,6 +81,15 @@ def faces(root: Path) -> Path:
     return home
 
 
+def studio(root: Path) -> Path:
+    """Write pictures to repaint, and four that stand for paintings."""
+    home = root / "studio"
+    names = [home / "content" / f"{n:06}.jpg" for n in range(200)]
+    spread(photos(root / "photos", 48, (480, 640)), names)
+    photos(home / "style", 4, (480, 640))
+    return home
+
+
 def captions(root: Path) -> Path:
     """Write COCO captions whose vocabulary is as large as the real one's."""
     words, home = [f"word{n}" for n in range(WORDS)] * WORD_TIMES, root / "coco"

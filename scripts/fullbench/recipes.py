@@ -39,6 +39,7 @@ RECIPES = {
     "zoo/segnet_full": Recipe(folders.camvid, 40),
     "zoo/nic_full": Recipe(folders.captions, 40, note="the CNN stands still in the first half"),
     "zoo/dcgan_full": Recipe(folders.faces, 60),
+    "zoo/style_full": Recipe(folders.studio, 40),
     "retrieval/fewshot_full": Recipe(
         folders.domains, 16, note="half of them metric learning, half four episodes each"
     ),

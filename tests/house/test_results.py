@@ -23,6 +23,7 @@ LEAST = {
     "zoo/nic": {"bleu4": 0.7, "exact": 0.6},
     "zoo/resnet": {"accuracy": 0.9},
     "zoo/segnet": {"mIoU": 0.7},
+    "zoo/style": {"quality": 0.5, "ssim": 0.3},
     "zoo/textgen": {"gain": 2.0},
     "zoo/vgg": {"accuracy": 0.9},
 }

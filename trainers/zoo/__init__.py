@@ -12,6 +12,7 @@ from trainers.zoo import (
     resnet,
     segnet,
     shapes,
+    style,
     textgen,
     vgg,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "resnet",
     "segnet",
     "shapes",
+    "style",
     "textgen",
     "vgg",
 ]
