@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 class Board:
     """The record of one run, written by its chief."""
 
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, folder: Path, tensorboard: bool = True) -> None:
         self.folder = folder
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"))
         self._lines = (folder / "metrics.jsonl").open("a", buffering=1)
 
     def scalars(self, position: int, values: dict[str, float]) -> None:
         """Record named values."""
-        for name, value in values.items():
+        for name, value in values.items() if self._writer else ():
             self._writer.add_scalar(name, value, position)
         self._lines.write(json.dumps({"minibatch": position, **values}) + "\n")
 
@@ -43,7 +45,8 @@ class Board:
 
     def close(self) -> None:
         """Write everything out."""
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
         self._lines.close()
 
 

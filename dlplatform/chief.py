@@ -7,7 +7,8 @@ import math
 import os
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dlplatform import checkpoint, report
 from dlplatform.board import Board
@@ -63,7 +64,7 @@ class Chief:
     def board(self) -> Board:
         """Return the board, opened when first needed."""
         if self._board is None:
-            self._board = Board(self.trainer.folder)
+            self._board = Board(self.trainer.folder, self.trainer.run.extras)
         return self._board
 
     def after(self, loss: float) -> None:
@@ -177,15 +178,20 @@ class Chief:
         self._judge()
         scores = trainer.judge.score("test")
         result = report.result(trainer, scores, seconds)
-        image = trainer.task.picture(trainer.judge.on_host())
-        if image is not None:
-            self.board.image("val/prediction", image, trainer.total)
-        self.board.hparams(trainer.settings, scores)
-        picture = report.picture(trainer.folder, self.history, image, result)
+        picture = self._draw(result) if trainer.run.extras else None
         (trainer.folder / "result.json").write_text(json.dumps(result, indent=1))
         self.progress.close()
         self.progress.say(report.summary(trainer, result, picture))
         return float(result["score"])
+
+    def _draw(self, result: dict[str, Any]) -> Path:
+        """Show the result on the board, and in a picture whose path is returned."""
+        trainer = self.trainer
+        image = trainer.task.picture(trainer.judge.on_host())
+        if image is not None:
+            self.board.image("val/prediction", image, trainer.total)
+        self.board.hparams(trainer.settings, result["test"])
+        return report.picture(trainer.folder, self.history, image, result)
 
     def close(self) -> None:
         """Close the displays."""

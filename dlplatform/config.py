@@ -78,6 +78,8 @@ class RunConfig:
     """Keep each worker to one NUMA node, where the host has several."""
     progress: str = "auto"
     """auto, live, plain or none."""
+    extras: bool = True
+    """Baselines, pictures and TensorBoard; false: scores, metrics.jsonl and checkpoints only."""
     dir: str = ""
     """Folder of the run; empty: Hydra's output folder."""
 

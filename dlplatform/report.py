@@ -132,7 +132,7 @@ def result(trainer: Trainer, scores: dict[str, float], seconds: float) -> dict[s
         "score": scores[trainer.task.primary],
         "test": scores,
         "validation": trainer.chief.history,
-        "baselines": trainer.task.baselines(),
+        "baselines": trainer.task.baselines() if trainer.run.extras else {},
         "seconds": round(seconds, 2),
         "joined_workers": late,
         "left_workers": [rank for rank in late if cluster.state(rank) == LEFT],
@@ -141,7 +141,7 @@ def result(trainer: Trainer, scores: dict[str, float], seconds: float) -> dict[s
     }
 
 
-def summary(trainer: Trainer, result: dict[str, Any], picture: Path) -> str:
+def summary(trainer: Trainer, result: dict[str, Any], picture: Path | None) -> str:
     """Return the lines that close a run: score, baselines, time, picture, how to go on."""
     name = result["primary"]
     base = "  ".join(f"{key} {value:.4f}" for key, value in result["baselines"].items())
@@ -152,8 +152,8 @@ def summary(trainer: Trainer, result: dict[str, Any], picture: Path) -> str:
         f"{result['workers']} worker(s), rule {result['rule']}",
         *([f"workers that joined: {joined}, and left again: {left}"] if joined else []),
         *([f"workers lost on the way: {lost}"] if lost else []),
-        f"picture      {picture}",
-        f"tensorboard  tensorboard --logdir {trainer.folder}",
+        *([f"picture      {picture}"] if picture else []),
+        *([f"tensorboard  tensorboard --logdir {trainer.folder}"] if picture else []),
         f"evaluate     dlp eval run={shlex.quote(str(trainer.folder))}",
         f"again        {repeat(trainer)}",
     ]

@@ -162,7 +162,7 @@ def test_two_synchronous_workers_equal_one_on_both_minibatches(name: str, tmp_pa
 @pytest.mark.slow
 @every_task
 def test_a_killed_worker_does_not_end_an_elastic_job(name: str, tmp_path: Path) -> None:
-    length = {"minibatches": KILL, "eval_every": KILL}
+    length = {"minibatches": KILL, "eval_every": KILL, "extras": False}
     with Boxes(1) as boxes:
         place = at(boxes)
         config = settings(tmp_path, name, "easgd", seed=SEED, run=length, cluster=place,

@@ -76,6 +76,14 @@ def test_tensorboard_holds_the_same_and_the_pictures(finished: Path) -> None:
     assert "val/prediction" in board.Tags()["images"]
 
 
+def test_scores_alone(tmp_path: Path) -> None:
+    score = alone(tmp_path, 60, rule="easgd", run={"extras": False})
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["score"], result["baselines"]) == (score, {}) and score > 0.8
+    assert "val/accuracy" in (tmp_path / "metrics.jsonl").read_text()
+    assert not (tmp_path / "result.png").exists() and not (tmp_path / "tensorboard").exists()
+
+
 def test_networks_come_back_in_a_fresh_process(finished: Path, tmp_path: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     task, models = load_models(finished)

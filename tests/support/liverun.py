@@ -75,7 +75,7 @@ class LiveRun:
         self._out, self._err = home / f"{folder.name}.out", home / f"{folder.name}.err"
         name, value = self.tag.split("=", 1)
         task = [] if any(word.startswith("task=") for word in words) else ["task=zoo/digits"]
-        line = [*before, *dlp, "train", *task, f"run.dir={folder}", *words]
+        line = [*before, *dlp, "train", *task, f"run.dir={folder}", "run.extras=false", *words]
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 line, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True,
