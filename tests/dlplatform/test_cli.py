@@ -196,7 +196,7 @@ def test_tidying_keeps_what_was_trained(tmp_path: Path) -> None:
     assert (trained / "config.json").exists()
 
 
-SHORT = ("run.minibatches=8", "run.eval_every=4", "task.augment=false")
+SHORT = ("run.minibatches=8", "run.eval_every=4", "task.augment=false", "run.extras=false")
 
 
 def test_train_eval_predict_in_one_process(tmp_path: Path) -> None:

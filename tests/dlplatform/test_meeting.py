@@ -43,7 +43,14 @@ def said(folder: Path, size: int) -> list[list[Any]]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_torchrun_trains_digits(tmp_path: Path) -> None:
-    words = ("task=zoo/digits", "rule=ssgd", "boxes=2", "run.minibatches=1200", "run.dir=run")
+    words = (
+        "task=zoo/digits",
+        "rule=ssgd",
+        "boxes=2",
+        "run.minibatches=1200",
+        "run.dir=run",
+        "run.extras=false",
+    )
     line = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "-m", "dlplatform.cli", "train"]
     done = subprocess.run(
         [*line, *words], env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=300

@@ -149,7 +149,7 @@ def test_optuna_looks_for_a_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     import sys
 
     words = ("task=zoo/digits", "sweep=optuna", "hydra.sweeper.n_trials=3", "workers=1")
-    short = ("run.minibatches=8", "run.eval_every=8", "task.augment=false")
+    short = ("run.minibatches=8", "run.eval_every=8", "task.augment=false", "run.extras=false")
     line = [sys.executable, "-m", "dlplatform.cli", "train", *words, *short]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

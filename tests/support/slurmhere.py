@@ -21,7 +21,7 @@ TOP = Path(__file__).resolve().parents[2]
 SCRIPT = TOP / "scripts" / "slurm_here.sh"
 SUPPORT = Path(__file__).parent
 PATIENCE_S = 420.0
-POINTS = ("task=test/points", "launcher=slurm", "run.progress=plain")
+POINTS = ("task=test/points", "launcher=slurm", "run.progress=plain", "run.extras=false")
 LIMIT = (
     *POINTS, "rule=ssgd", "workers=2", "boxes=2", "slurm.nodes=2", "slurm.time=1",
     "slurm.signal_s=15", "run.minibatches=1000", "run.eval_every=1000", "run.dir=run",

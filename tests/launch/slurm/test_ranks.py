@@ -72,7 +72,8 @@ def test_mpirun_inside_a_batch_script_knows_better_than_slurm(here: Here, tmp_pa
 
 @pytest.mark.slow
 def test_dlp_train_under_srun(here: Here, tmp_path: Path) -> None:
-    words = ("train", "task=zoo/digits", "rule=ssgd", "boxes=2", "run.minibatches=8", "run.dir=run")
+    words = ("train", "task=zoo/digits", "rule=ssgd", "boxes=2", "run.minibatches=8", "run.dir=run",
+             "run.extras=false")  # fmt: skip
     done = here.run("srun", "-n2", *DLP, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 worker(s), 2 box(es)" in done.stdout
@@ -85,7 +86,8 @@ def test_dlp_train_under_srun(here: Here, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_one_task_of_srun_starts_its_workers_itself(here: Here, tmp_path: Path) -> None:
-    words = ("train", "task=zoo/digits", "workers=2", "run.minibatches=8", "run.dir=run")
+    words = ("train", "task=zoo/digits", "workers=2", "run.minibatches=8", "run.dir=run",
+             "run.extras=false")  # fmt: skip
     done = here.run("srun", "-n1", "-c2", "--mpi=pmi2", *DLP, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 worker(s), 1 box(es): shm://" in done.stdout
