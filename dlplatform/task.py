@@ -7,11 +7,11 @@ number, so whoever trains number 17 trains the same 17.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from dlplatform.errors import UsageError, closest
 
@@ -21,7 +21,22 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Batch = Any
-Terms = dict[str, "Tensor"]
+
+
+class Mean(NamedTuple):
+    """A loss that is a mean over as many things as a batch happens to have.
+
+    Joints that are seen, boxes that are found: workers that average their gradients divide by
+    the things of all of them, as one worker would on all their minibatches together.
+    """
+
+    total: Tensor
+    """Sum over the things of this minibatch."""
+    number: Tensor | float
+    """How many there are, or the sum of their weights; 0 is no loss."""
+
+
+Terms = Mapping[str, "Tensor | Mean"]
 Models = dict[str, "nn.Module"]
 T = TypeVar("T", bound="type[Task]")
 
@@ -135,6 +150,27 @@ class Task(ABC):
     def example(self) -> tuple[Tensor, ...] | None:
         """Return example inputs of the first model, for export."""
         return None
+
+
+def added(terms: Tensor | Terms, numbers: Iterable[float] | None = None) -> Tensor:
+    """Return the sum of a loss's terms.
+
+    Args:
+        terms: of the loss.
+        numbers: what to divide each ``Mean`` among them by, in turn (default: its own number).
+    """
+    if not isinstance(terms, Mapping):
+        return terms
+    own = (float(one.number) for one in terms.values() if isinstance(one, Mean))
+    divisors = iter(own if numbers is None else numbers)
+    values = [
+        one.total / (next(divisors) or 1.0) if isinstance(one, Mean) else one
+        for one in terms.values()
+    ]
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total
 
 
 def task(name: str) -> Callable[[T], T]:

@@ -27,7 +27,7 @@ from dlplatform.pipeline.stage import Stage
 from dlplatform.rules.rule import find_rule
 from dlplatform.seeds import derive
 from dlplatform.statistics import Statistics
-from dlplatform.task import Terms
+from dlplatform.task import Terms, added
 from dlplatform.world import ROOM, World
 
 T = TypeVar("T")
@@ -239,7 +239,7 @@ class Trainer:
         return value
 
     def _backward(self, terms: Tensor | Terms, weight: float) -> float:
-        loss = terms if isinstance(terms, Tensor) else torch.stack(list(terms.values())).sum()
+        loss = added(terms)
         (loss * weight).backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
         self.must_be_finite(value)
