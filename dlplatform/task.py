@@ -33,7 +33,7 @@ class Mean(NamedTuple):
     total: Tensor
     """Sum over the things of this minibatch."""
     number: Tensor | float
-    """How many there are, or the sum of their weights; 0 is no loss."""
+    """How many there are, or the sum of their weights; where nobody has any, 1."""
 
 
 Terms = Mapping[str, "Tensor | Mean"]
