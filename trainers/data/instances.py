@@ -105,5 +105,7 @@ class InstanceSet:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Bytes, Instances]:
-        """Return one picture with its objects."""
+        """Return one picture with its objects; raises IndexError past the end."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"picture {index} of {self.count}")
         return self.read(index)
