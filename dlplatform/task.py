@@ -7,11 +7,11 @@ number, so whoever trains number 17 trains the same 17.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from dlplatform.errors import UsageError, closest
 
@@ -21,7 +21,22 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Batch = Any
-Terms = dict[str, "Tensor"]
+
+
+class Mean(NamedTuple):
+    """A loss that is a mean over as many things as a batch happens to have.
+
+    Joints that are seen, boxes that are found: workers that average their gradients divide by
+    the things of all of them, as one worker would on all their minibatches together.
+    """
+
+    total: Tensor
+    """Sum over the things of this minibatch."""
+    number: Tensor | float
+    """How many there are, or the sum of their weights; where nobody has any, 1."""
+
+
+Terms = Mapping[str, "Tensor | Mean"]
 Models = dict[str, "nn.Module"]
 T = TypeVar("T", bound="type[Task]")
 
@@ -71,7 +86,10 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, models: Models, batch: Batch) -> Tensor | Terms:
-        """Return the loss to minimise, or its named terms (they are added)."""
+        """Return the loss to minimise, or its named terms, which are added.
+
+        A term may be a ``Mean``; a task has the same terms in every minibatch.
+        """
 
     @abstractmethod
     def score(self, models: Models, batches: Iterable[Batch]) -> dict[str, float]:
@@ -135,6 +153,30 @@ class Task(ABC):
     def example(self) -> tuple[Tensor, ...] | None:
         """Return example inputs of the first model, for export."""
         return None
+
+
+def numbers(terms: Tensor | Terms) -> dict[str, float]:
+    """Return what each ``Mean`` of a loss is a mean over, by its name."""
+    if not isinstance(terms, Mapping):
+        return {}
+    return {name: float(one.number) for name, one in terms.items() if isinstance(one, Mean)}
+
+
+def added(terms: Tensor | Terms, over: Mapping[str, float] | None = None) -> Tensor:
+    """Return the sum of a loss's terms.
+
+    Args:
+        terms: of the loss.
+        over: what each ``Mean`` is divided by instead of its own number.
+    """
+    if not isinstance(terms, Mapping):
+        return terms
+    over = numbers(terms) | dict(over or {})
+    values = [
+        one.total / (over[name] or 1.0) if isinstance(one, Mean) else one
+        for name, one in terms.items()
+    ]
+    return sum(values[1:], values[0])
 
 
 def task(name: str) -> Callable[[T], T]:

@@ -1,0 +1,111 @@
+"""Pictures with the objects that are in them: where each is, what it is, and more where known.
+
+Shape legend: N objects, J joints, H height, W width, 3 RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainers.data.scenes import Bytes, Colour
+
+HIDDEN, SEEN = 1, 2
+"""Visibility of a joint that is labelled; 0 is for one that is not."""
+
+
+def _at(index_N: Tensor) -> Callable[[Any], Any]:
+    return lambda values: None if values is None else values[index_N]
+
+
+class Instances(NamedTuple):
+    """The objects of one picture; a kind of label that none of them has is None.
+
+    An object without a mask has an empty one, without joints only joints of visibility 0, and
+    without a state -1: their losses leave it out.
+    """
+
+    boxes_N4: Tensor
+    """x0, y0, x1, y1 in pixels, fp32; a pixel's left upper corner has its whole coordinates."""
+    labels_N: Tensor
+    """Classes from 0, int64."""
+    masks_NHW: Tensor | None = None
+    """bool, of the whole picture."""
+    joints_NJ3: Tensor | None = None
+    """x, y, visibility: 0 not labelled, 1 hidden, 2 seen; fp32."""
+    states_N: Tensor | None = None
+    """States from 0; int64."""
+    ignored_N: Tensor | None = None
+    """bool: crowds and what is hard to see; to find them is neither right nor wrong."""
+
+    @staticmethod
+    def none() -> Instances:
+        """Return the objects of an empty picture."""
+        return Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+
+    def take(self, index_N: Tensor) -> Instances:
+        """Return some of the objects, by their numbers or by a bool for each."""
+        return Instances(*map(_at(index_N), self))
+
+
+class Found(NamedTuple):
+    """What a detector says of one picture, the surest first."""
+
+    boxes_N4: Tensor
+    labels_N: Tensor
+    scores_N: Tensor
+    masks_NHW: Tensor | None = None
+    """bool, of the whole picture."""
+    joints_NJ3: Tensor | None = None
+    """x, y, confidence from 0 to 1."""
+    states_NS: Tensor | None = None
+    """Probabilities of the states."""
+
+    def take(self, index_N: Tensor) -> Found:
+        """Return some of the objects, by their numbers or by a bool for each."""
+        return Found(*map(_at(index_N), self))
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """Joints by name, how they hang together, and what a mirror does to them."""
+
+    names: tuple[str, ...]
+    bones: tuple[tuple[int, int], ...]
+    mirrored: tuple[int, ...]
+    """For each joint which one it is in a mirrored picture."""
+    sigmas: tuple[float, ...]
+    """How far people who label them are apart, as a share of the object's size (COCO's OKS)."""
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What the objects of a set may be."""
+
+    names: tuple[str, ...]
+    colours: tuple[Colour, ...] = ()
+    skeleton: Skeleton | None = None
+    states: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class InstanceSet:
+    """Some pictures of a set by index: (image_HW3 of uint8, its objects)."""
+
+    kinds: Kinds
+    count: int
+    read: Callable[[int], tuple[Bytes, Instances]]
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Bytes, Instances]:
+        """Return one picture with its objects; raises IndexError past the end."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"picture {index} of {self.count}")
+        return self.read(index)
