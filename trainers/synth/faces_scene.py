@@ -21,7 +21,7 @@ from dlplatform.seeds import derive
 from trainers.data.instances import Instances, InstanceSet, Kinds
 from trainers.data.scenes import Bytes
 from trainers.data.skeletons import FACES
-from trainers.synth.canvas import NOBODY, Canvas, Reals, finished
+from trainers.synth.canvas import NOBODY, Canvas, finished
 from trainers.synth.faces import (
     Identity,
     Random,
@@ -33,7 +33,7 @@ from trainers.synth.faces import (
     sight,
 )
 from trainers.synth.films import Event, Film
-from trainers.synth.scenes import ground
+from trainers.synth.scenes import Floats, ground
 
 KINDS = Kinds(("face",), ((58, 134, 255),), FACES)
 TRIES = 40
@@ -112,10 +112,10 @@ def draw_faces(seed: int, look: Look, pool: str = "scene") -> FaceScene:
     return show(canvas, behind_HW3, shown, random, look.noise)
 
 
-def backdrop(random: Random, look: Look) -> tuple[Canvas, Reals]:
+def backdrop(random: Random, look: Look) -> tuple[Canvas, Floats]:
     """Return a canvas with clutter and things like faces, and the ground behind it."""
     side, canvas = look.side, Canvas(look.side, look.side)
-    behind_HW3 = ground(side, random) * random.uniform(0.7, 1.9)
+    behind_HW3 = ground(side, random) * np.float32(random.uniform(0.7, 1.9))
     for _ in range(random.randint(look.clutter // 2, look.clutter + 1)):
         code = canvas.code(random.uniform(20, 235, 3))
         x, y = random.uniform(0, side, 2)
@@ -124,7 +124,8 @@ def backdrop(random: Random, look: Look) -> tuple[Canvas, Reals]:
                 (x, y) + random.uniform(-0.2, 0.2, (random.randint(3, 6), 2)) * side, code
             )
         elif random.rand() < 0.5:
-            canvas.ellipse(x, y, *random.uniform(0.03, 0.15, 2) * side, code)
+            wide, high = random.uniform(0.03, 0.15, 2) * side
+            canvas.ellipse(x, y, wide, high, code)
         else:
             far = (x, y) + random.uniform(-0.4, 0.4, 2) * side
             canvas.line([(x, y), far], random.uniform(0.01, 0.05) * side, code)
@@ -134,7 +135,7 @@ def backdrop(random: Random, look: Look) -> tuple[Canvas, Reals]:
 
 
 def show(
-    canvas: Canvas, behind_HW3: Reals, shown: list[Shown], random: Random, noise: float
+    canvas: Canvas, behind_HW3: Floats, shown: list[Shown], random: Random, noise: float
 ) -> FaceScene:
     """Draw people over a backdrop, the largest last, and say where the faces are."""
     order = sorted(range(len(shown)), key=lambda number: shown[number].seen.half)
@@ -143,7 +144,7 @@ def show(
         draw_face(canvas, one.person, one.seen, owner, one.body)
         if one.hidden:
             _hide(canvas, one.seen, Random(one.hidden))
-    image_HW3 = finished(canvas.over(np.float32(behind_HW3)), random, noise)
+    image_HW3 = finished(canvas.over(behind_HW3), random, noise)
     who_N = torch.tensor([one.who for one in shown], dtype=torch.int64)
     if not shown:
         return FaceScene(image_HW3, Instances.none(), who_N)
@@ -192,8 +193,8 @@ def face_film(
     events = []
     for who, path in zip(whose, paths, strict=True):
         right = np.array([place.x >= GATE * look.side for place in path])
-        for frame in np.flatnonzero(right[1:] & ~right[:-1]) + 1:
-            events.append(Event("entry", int(who), int(frame), int(frame)))
+        for first in (np.flatnonzero(right[1:] & ~right[:-1]) + 1).tolist():
+            events.append(Event("entry", int(who), first, first))
     return Film(
         KINDS,
         rate,
