@@ -30,29 +30,33 @@ class Canvas:
         self.width, self.height, self.grain = width, height, grain
         self._codes = Image.new("I", (width * grain, height * grain))
         self._pen = ImageDraw.Draw(self._codes)
+        self._flat: NDArray[np.int32] | None = None
         self._colours, self._owners, self._parts = [(0, 0, 0)], [NOBODY], [0]
 
     def code(self, colour: Colour, owner: int = NOBODY, part: int = 0) -> int:
         """Return the code of a new kind of area."""
-        red, green, blue = (int(min(max(value, 0), 255)) for value in colour)
-        self._colours.append((red, green, blue))
+        red, green, blue = colour
+        self._colours.append((_byte(red), _byte(green), _byte(blue)))
         self._owners.append(owner)
         self._parts.append(part)
         return len(self._colours) - 1
 
     def polygon(self, points: Sequence[Sequence[float]] | NDArray[Any], code: int) -> None:
         """Fill a polygon."""
+        self._flat = None
         self._pen.polygon([(x * self.grain, y * self.grain) for x, y in points], code)
 
     def line(
         self, points: Sequence[Sequence[float]] | NDArray[Any], width: float, code: int
     ) -> None:
         """Draw a line through points."""
+        self._flat = None
         places = [(x * self.grain, y * self.grain) for x, y in points]
         self._pen.line(places, code, max(1, round(width * self.grain)), joint="curve")
 
     def ellipse(self, x: float, y: float, wide: float, high: float, code: int) -> None:
         """Fill an upright ellipse of these half-axes."""
+        self._flat = None
         x, y, wide, high = (value * self.grain for value in (x, y, wide, high))
         self._pen.ellipse((x - wide, y - high, x + wide, y + high), code)
 
@@ -78,7 +82,7 @@ class Canvas:
         """Return what is drawn, with soft edges, over a ground of the canvas's size."""
         table_C4 = np.array([(*colour, 255) for colour in self._colours], np.uint8)
         table_C4[0] = 0
-        packed_HW = table_C4.view(np.uint32)[:, 0][np.asarray(self._codes)]
+        packed_HW = table_C4.view(np.uint32)[:, 0][self._coded()]
         coded_HW4 = packed_HW.view(np.uint8).reshape(*packed_HW.shape, 4)
         # as CMYK, since Pillow then averages the fourth band as it does the others
         drawn = Image.fromarray(coded_HW4, "CMYK").reduce(self.grain)
@@ -89,7 +93,7 @@ class Canvas:
 
     def masks(self, owners: int) -> NDArray[np.bool_]:
         """Return the pixels of which at least half belong to each of the first owners."""
-        owner_HW = np.array(self._owners, np.uint8)[np.asarray(self._codes)]
+        owner_HW = np.array(self._owners, np.uint8)[self._coded()]
         masks_NHW = np.zeros((owners, self.height, self.width), bool)
         for number in range(owners):
             mine = Image.fromarray((owner_HW == number).view(np.uint8) * np.uint8(255))
@@ -98,11 +102,19 @@ class Canvas:
 
     def at(self, x: float, y: float) -> tuple[int, int]:
         """Return the owner and part that are seen at a place, (NOBODY, 0) outside."""
-        column, row = int(np.floor(x * self.grain)), int(np.floor(y * self.grain))
-        if not (0 <= column < self._codes.width and 0 <= row < self._codes.height):
+        if not (0 <= x < self.width and 0 <= y < self.height):
             return NOBODY, 0
-        code = int(self._codes.getpixel((column, row)))  # type: ignore[arg-type]
+        code = int(self._coded()[int(y * self.grain), int(x * self.grain)])
         return self._owners[code], self._parts[code]
+
+    def _coded(self) -> NDArray[np.int32]:
+        if self._flat is None:
+            self._flat = np.asarray(self._codes)
+        return self._flat
+
+
+def _byte(value: float) -> int:
+    return int(min(max(value, 0), 255))
 
 
 def finished(image_HW3: NDArray[np.float32], random: Any, noise: float) -> Bytes:

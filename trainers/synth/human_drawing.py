@@ -155,28 +155,26 @@ def _head(person: Build, where: Body, owner: int) -> Layer:
 
 def draw_layer(canvas: Canvas, camera: Camera, layer: Layer) -> None:
     """Draw shapes from far to near."""
-    eye = np.array([0, 0, camera.height])
-    ends = np.cumsum([len(shape.points_P3) for shape in layer])
-    places_P2, depths_P = camera.see(np.concatenate([shape.points_P3 for shape in layer]))
-    away = [float(np.linalg.norm(shape.points_P3.mean(0) - eye)) for shape in layer]
-    for number in sorted(range(len(layer)), key=lambda number: -away[number]):
-        shape, end = layer[number], int(ends[number])
-        mine = slice(end - len(shape.points_P3), end)
+    points_P3 = np.concatenate([shape.points_P3 for shape in layer])
+    counts = np.array([len(shape.points_P3) for shape in layer])
+    starts = np.cumsum(counts) - counts
+    middles_N3 = np.add.reduceat(points_P3, starts) / counts[:, None]
+    away_N = np.square(middles_N3 - (0, 0, camera.height)).sum(1)
+    places_P2, depths_P = camera.see(points_P3)
+    places, sizes = places_P2.tolist(), (camera.focal / depths_P).tolist()
+    for number in np.argsort(-away_N, kind="stable").tolist():
+        shape, start = layer[number], int(starts[number])
         if len(shape.points_P3) > 2:
             code = canvas.code(shape.colour, shape.owner, shape.part)
-            canvas.polygon(places_P2[mine].tolist(), code)
+            canvas.polygon(places[start : start + len(shape.points_P3)], code)
             continue
-        (one, other), tone = places_P2[mine].tolist(), np.asarray(shape.colour)
-        near, far = (camera.focal * r / d for r, d in zip(shape.radii, depths_P[mine], strict=True))
+        (x0, y0), (x1, y1) = places[start : start + 2]
+        near, far = shape.radii[0] * sizes[start], shape.radii[1] * sizes[start + 1]
         for light, share in ((DARK, 1.0), (LIGHT, LIT)):
-            code = canvas.code((tone * light).tolist(), shape.owner, shape.part)
+            code = canvas.code([light * v for v in shape.colour], shape.owner, shape.part)
             aside, up = (shift * min(near, far) * (share - 1) for shift in FROM_LIGHT)
-            canvas.capsule(
-                (one[0] + aside, one[1] + up),
-                (other[0] + aside, other[1] + up),
-                (near * share, far * share),
-                code,
-            )
+            start_2, end_2 = (x0 + aside, y0 + up), (x1 + aside, y1 + up)
+            canvas.capsule(start_2, end_2, (near * share, far * share), code)
 
 
 def joints_seen(canvas: Canvas, camera: Camera, where: Body, owner: int) -> tuple[Tensor, float]:
@@ -188,7 +186,9 @@ def joints_seen(canvas: Canvas, camera: Camera, where: Body, owner: int) -> tupl
     places_J2, _ = camera.see(where.joints_J3)
     towards_3 = np.array([0, 0, camera.height]) - where.head_3
     towards_3 /= np.linalg.norm(towards_3)
-    joints_J3, own = torch.zeros(len(places_J2), 3), 0
+    facing_J = (where.joints_J3 - where.head_3) @ towards_3
+    sizes_J = np.linalg.norm(where.joints_J3 - where.head_3, axis=1)
+    joints, own = [[0.0, 0.0, 0.0] for _ in places_J2], 0
     for number, (name, (x, y)) in enumerate(zip(NECKED.names, places_J2.tolist(), strict=True)):
         if not (0 <= x < canvas.width and 0 <= y < canvas.height):
             continue
@@ -196,10 +196,9 @@ def joints_seen(canvas: Canvas, camera: Camera, where: Body, owner: int) -> tupl
         own += holder == owner
         seen = holder == owner and part in PARTS[name]
         if name in FACE:
-            outwards_3 = where.joints_J3[number] - where.head_3
-            seen &= bool(outwards_3 @ towards_3 > -0.15 * np.linalg.norm(outwards_3))
-        joints_J3[number] = torch.tensor([x, y, 2.0 if seen else 1.0])
-    return joints_J3, own / len(places_J2)
+            seen &= bool(facing_J[number] > -0.15 * sizes_J[number])
+        joints[number] = [x, y, 2.0 if seen else 1.0]
+    return torch.tensor(joints), own / len(joints)
 
 
 def box_layer(
