@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlplatform import nursery
 from dlplatform.errors import PeerLost, Preempted
 from dlplatform.memorybox import wire
 from dlplatform.rules.rule import find_rule
-from launch import job
+from launch import job, nursery
 
 PROGRAM = nursery.WORKER
 """What the workers run."""

@@ -1,4 +1,4 @@
-"""``python -m dlplatform.nursery PROGRAM CONFIG COUNT FD``: start workers that share one import.
+"""``python -m launch.nursery PROGRAM CONFIG COUNT FD``: start workers that share one import.
 
 Importing torch takes a second and a half of a processor. The nursery does it once and forks the
 workers of a host, which so share the memory of its code, too. It writes their process ids to FD
@@ -58,7 +58,7 @@ def next_of_kin() -> Iterator[None]:
 
 def command(program: str, config: Path, count: int, told: int) -> list[str]:
     """Return the command of a nursery."""
-    return [sys.executable, "-m", "dlplatform.nursery", program, str(config), str(count), str(told)]
+    return [sys.executable, "-m", "launch.nursery", program, str(config), str(count), str(told)]
 
 
 def start(program: str, config: Path, count: int, told: int) -> None:
