@@ -7,4 +7,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 exec bash scripts/rdma_vm/run.sh --limit "${RDMA_VM_LIMIT:-2400}" dlp train task=zoo/digits rule=asgd \
     task.net=lstm task.lr=5e-3 workers=2 boxes=2 cluster.transport=verbs cluster.timeout_s=600 \
-    run.progress=plain run.minibatches="${1:-40}" run.eval_every="${1:-40}" run.dir=/run/digits "${@:2}"
+    run.extras=false run.progress=plain run.minibatches="${1:-40}" run.eval_every="${1:-40}" run.dir=/run/digits "${@:2}"
