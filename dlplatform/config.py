@@ -74,6 +74,11 @@ class RunConfig:
     """Where networks are trained: cpu, cuda (the host's GPUs in turn), cuda:N, or auto."""
     threads: int = 0
     """Compute threads of one worker; 0: cores / workers on this host."""
+    ahead: str = "auto"
+    """Read the next minibatch while one is trained: 0, 1, or auto: on a GPU.
+
+    On a CPU the cores are busy with training; 1 helps there where reading waits for a disk.
+    """
     numa: bool = True
     """Keep each worker to one NUMA node, where the host has several."""
     progress: str = "auto"
@@ -227,6 +232,7 @@ CHECKS: Mapping[str, Check] = {
         "auto",
     ),
     "run.threads": _whole(0, 4096, 0),
+    "run.ahead": _choice("auto", "0", "1"),
     "pipeline.schedule": _choice("1f1b", "async"),
     "pipeline.microbatches": _whole(1, 1024, 4),
     "run.progress": _choice("auto", "live", "plain", "none"),

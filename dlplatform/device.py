@@ -6,7 +6,7 @@ stream, so that the next minibatch need not wait for it; what comes back is adde
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -45,15 +45,19 @@ def choose(wanted: str, world: World, stages: int = 1, setting: str = "run.devic
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """Return a batch with its tensors on a device: tensors in tuples, lists and dicts."""
+    """Return a batch with its tensors on a device."""
+    return changed(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def changed(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a batch with its tensors changed: tensors in tuples, lists and dicts."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return change(batch)
     if isinstance(batch, dict):
-        return {key: moved(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(moved(value, device) for value in batch))
+        return {key: changed(value, change) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return type(batch)(moved(value, device) for value in batch)
+        parts = [changed(value, change) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch
 
 

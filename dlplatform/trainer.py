@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dlplatform import checkpoint, device, lean, report
+from dlplatform.ahead import Ahead
 from dlplatform.checkpoint import Checkpoint, make_task
 from dlplatform.chief import Chief
 from dlplatform.config import ClusterConfig, PipelineConfig, RunConfig
@@ -90,12 +91,11 @@ class Trainer:
             self.forward = {
                 name: cast(nn.Module, torch.compile(model)) for name, model in self.models.items()
             }
+        narrow = self.run.precision == "bf16"
         self.autocast = torch.autocast(
-            self.device.type,
-            torch.bfloat16,
-            enabled=self.run.precision == "bf16",
-            cache_enabled=False,
+            self.device.type, torch.bfloat16, enabled=narrow, cache_enabled=False
         )
+        self.ahead = Ahead(self)
         self.stage = Stage(self) if self.cut.stages > 1 else None
 
     def _saved(self) -> Checkpoint | None:
@@ -128,14 +128,9 @@ class Trainer:
         place.replicas = cluster.replicas
         self.place = place
         job = Job.open(
-            self.world,
-            place,
-            boxes=boxes,
-            first=self.saved.position if self.saved else 0,
-            total=self.total,
-            timeout_s=cluster.timeout_s,
-            lease_s=self.run.lease_s,
-        )
+            self.world, place, boxes=boxes, first=self.saved.position if self.saved else 0,
+            total=self.total, timeout_s=cluster.timeout_s, lease_s=self.run.lease_s,
+        )  # fmt: skip
         job.work.leaving = lambda: self.world.late and self.signalled
         return job
 
@@ -221,7 +216,7 @@ class Trainer:
 
     def _losses(self, number: int) -> Iterator[tuple[str, Tensor | Terms]]:
         """Yield the task's losses of a minibatch, computed in the run's precision."""
-        batch = device.moved(self.task.batch("train", number), self.device)
+        batch = device.moved(self.ahead.read(number), self.device)
         losses = self.task.losses(self.forward, batch)
         while True:
             with self.autocast:
@@ -338,6 +333,7 @@ class Trainer:
     def _close(self) -> None:
         if not self.world.late:
             (self.folder / DOOR).unlink(missing_ok=True)
+        self.ahead.pool.shutdown(cancel_futures=True)
         self.chief.close()
         self.job.close()
 

@@ -5,8 +5,8 @@ python scripts/bench_full.py --recipes resnet_full,vgg_full --precision bf16 tas
 
 One worker and the real command ``dlp train``, on made-up data in the format and of the size that
 the recipe is for. A row is ms a minibatch (the median after the warm-up) and, as shares of it, the
-time to read a minibatch (measured apart: the loop reads, then trains) and the exchange. What a
-network is worth after so few minibatches is not asked.
+time to read a minibatch (measured apart; with run.ahead it hides, up to 100 %) and the exchange.
+What a network is worth after so few minibatches is not asked.
 """
 
 from __future__ import annotations

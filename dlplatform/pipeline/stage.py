@@ -172,7 +172,7 @@ class Stage:
 
     def _load(self, number: int) -> Batch:
         torch.manual_seed(derive(self.trainer.seed, "minibatch", number))
-        return self.trainer.task.batch("train", number)
+        return self.trainer.ahead.read(number)
 
     def _end(self, ticket: Ticket) -> None:
         """Pass on that no more minibatches come."""

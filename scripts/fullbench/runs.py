@@ -177,7 +177,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def reading_s(folder: Path, minibatches: int) -> float | None:
-    """Return the seconds in which the loop of a run reads a minibatch, before it trains on it.
+    """Return the seconds in which a run reads a minibatch, before or while it trains.
 
     Its task is made once more here, and asked for some minibatches on a quiet machine; the first
     does not count.

@@ -92,6 +92,10 @@ def test_running_boxes_set_the_number_of_boxes() -> None:
         ([TASK, "boxes=0"], "boxes=0 cannot work - allowed: 1 to 1024"),
         ([TASK, "run.minibatches=0"], "run.minibatches=0 cannot work - allowed: 1 or more"),
         ([TASK, "run.precision=fp8"], "run.precision=fp8 cannot work - allowed: fp32"),
+        (
+            [TASK, "run.ahead=2"],
+            "run.ahead=2 cannot work - allowed: auto, 0, 1 - do: run.ahead=auto",
+        ),
         ([TASK, "run.ema=1"], "run.ema=1.0 cannot work - allowed: 0 up to, not including, 1"),
         ([TASK, "run.clip=nan"], "run.clip=nan cannot work - allowed: 0 or more"),
         ([TASK, "run.progress=loud"], "run.progress=loud cannot work - allowed: auto, live,"),
@@ -141,7 +145,7 @@ def test_the_text_under_a_field_is_its_help() -> None:
     texts = config.describe(config.RunConfig)
     assert texts["progress"] == "auto, live, plain or none."
     assert set(texts) == {"minibatches", "eval_every", "precision", "compile", "clip"} | {
-        "accumulate", "ema", "lease_s", "threads", "progress", "dir", "device", "numa"
+        "accumulate", "ema", "lease_s", "threads", "ahead", "progress", "dir", "device", "numa"
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ PARAMETERS, CORE = 6, 7000
 TRAINER = range(80, 251)
 FEWEST, MOST, LEVELS = 2, 12, 3
 ROOMY = {  # one file a noun, a rule, a system
-    **{"dlplatform": 22, "memorybox": 33, "rules": 24, "launch": 13},
+    **{"dlplatform": 23, "memorybox": 33, "rules": 24, "launch": 13},
     **{"blocks": 24, "nets": 24, "data": 32, "synth": 24, "pictures": 16, "scores": 14, "zoo": 20},
 }
 FAMILIES = ("dlplatform/rules/", "dlplatform/transports/")  # one file each, any number

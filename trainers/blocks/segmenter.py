@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-    from trainers.data.scenes import Bytes, Scenes
+    from trainers.data.scenes import Bytes, Scene, Scenes
     from trainers.scores.segmentation import Tally
     from trainers.synth.views import Window
 
@@ -95,17 +95,18 @@ class Segmenter(Supervised):
     def batch(self, split: str, number: int) -> Pair:
         """Return minibatch ``number``: random views of its pictures."""
         from trainers.blocks.pixels import stacked
+        from trainers.data.readers import read_all
         from trainers.data.sampling import draw
         from trainers.synth.views import random_view
 
         scenes, window = self.scenes(split), self._window()
         picked = draw(self.seed, number, self.batch_size, len(scenes)).tolist()
-        return stacked(
-            [
-                random_view(scenes[index], window, derive(self.seed, "view", number, place))
-                for place, index in enumerate(picked)
-            ]
-        )
+
+        def view(place: int) -> Scene:
+            seed = derive(self.seed, "view", number, place)
+            return random_view(scenes[picked[place]], window, seed)
+
+        return stacked(read_all(view, range(len(picked))))
 
     def batches(self, split: str) -> Iterator[Pair]:
         """Yield all pictures of a split, whole and as they are, in a fixed order."""

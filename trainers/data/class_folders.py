@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from dlplatform.errors import UsageError
+from trainers.data.readers import read_all
 from trainers.data.samples import Samples
 from trainers.pictures.files import ENDINGS, read_fitted
 
@@ -53,6 +54,6 @@ def load_class_folders(folder: Path, channels: int, side: int) -> Samples:
         raise UsageError(
             f"{folder} has one class ({names[0]}) - allowed: two or more - do: add another"
         )
-    images_NCHW = np.stack([read_fitted(path, channels, side, side) for path in files])
+    images_NCHW = np.stack(read_all(lambda path: read_fitted(path, channels, side, side), files))
     labels = torch.tensor([names.index(name) for name in classes])
     return Samples(torch.from_numpy(images_NCHW), labels, names)

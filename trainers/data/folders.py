@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dlplatform.errors import UsageError
 from trainers.data.digits import stratified
+from trainers.data.readers import read_all
 from trainers.pictures.files import ENDINGS, open_picture
 
 PARTS = ("train", "val", "test")
@@ -76,9 +77,11 @@ class PictureFiles:
         return self._read([(a, b, c) for a, b, c in draws.tolist()])
 
     def _read(self, places: list[tuple[float, float, float]]) -> tuple[Tensor, Tensor]:
-        x_BHWC = np.stack(
-            [_square(path, self.view, *at) for path, at in zip(self.paths, places, strict=True)]
-        )
+        def square(picture: tuple[Path, tuple[float, float, float]]) -> NDArray[np.uint8]:
+            path, at = picture
+            return _square(path, self.view, *at)
+
+        x_BHWC = np.stack(read_all(square, zip(self.paths, places, strict=True)))
         return torch.from_numpy(x_BHWC).movedim(-1, 1) / 255, self.labels
 
 

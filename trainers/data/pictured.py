@@ -21,6 +21,7 @@ from dlplatform.errors import UsageError
 from dlplatform.seeds import derive
 from trainers.blocks.vocabulary import Vocabulary
 from trainers.data.captions import Captioned, load_captions
+from trainers.data.readers import read_all
 from trainers.data.sampling import draw
 from trainers.pictures.files import read_fitted
 from trainers.synth.scenes import Look, Thing, draw_scene
@@ -69,7 +70,7 @@ class Captions:
         """Return the pictures of minibatch ``number``, each with one of its sentences."""
         random = np.random.RandomState(derive(seed, "sentence", number) % 2**32)
         picked = draw(seed, number, count, self.count("train")).tolist()
-        shown = [self.picture(seed, "train", n) for n in picked]
+        shown = read_all(lambda n: self.picture(seed, "train", n), picked)
         return [(image, (said[random.randint(len(said))],)) for image, said in shown]
 
     def all(self, seed: int, split: str) -> Iterator[list[Pictured]]:
@@ -84,7 +85,7 @@ class Captions:
             )
         for first in range(0, self.count(split), EVALUATION_BATCH):
             last = min(first + EVALUATION_BATCH, self.count(split))
-            yield [self.picture(seed, split, n) for n in range(first, last)]
+            yield read_all(lambda n: self.picture(seed, split, n), range(first, last))
 
     def count(self, split: str) -> int:
         """Return the number of pictures of a split."""

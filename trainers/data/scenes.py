@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trainers.data.readers import read_all
+
 Bytes = NDArray[np.uint8]
 Scene = tuple[Bytes, Bytes]
 """(image_HW3, labels_HW); the label 255 is ignored."""
@@ -58,8 +60,5 @@ class Scenes:
 
 def some(scenes: Scenes, most: int) -> list[Scene]:
     """Return at most so many pictures, spread evenly over all."""
-    return (
-        [scenes[n * len(scenes) // most] for n in range(most)]
-        if most < len(scenes)
-        else [scenes[n] for n in range(len(scenes))]
-    )
+    count = min(most, len(scenes))
+    return read_all(scenes.read, [n * len(scenes) // count for n in range(count)])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dlplatform.errors import UsageError
+from trainers.data.readers import read_all
 from trainers.pictures.files import read_fitted
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -54,7 +55,7 @@ class Filed:
     def take(self, index: Tensor) -> Tensor:
         """Read the pictures at some indices as x_NCHW in [0, 1], the middle cut out."""
         size = self.channels, self.size, self.size
-        read = [read_fitted(self.files[n], *size) for n in index.tolist()]
+        read = read_all(lambda n: read_fitted(self.files[n], *size), index.tolist())
         return torch.from_numpy(np.stack(read)) / 255
 
 

@@ -29,8 +29,8 @@ def open_picture(path: Path, mode: str = "") -> Image.Image:
     """
     try:
         with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            return upright.convert(mode) if mode else upright.copy()
+            upright = ImageOps.exif_transpose(file)  # always a copy
+            return upright if mode in ("", upright.mode) else upright.convert(mode)
     except UNREADABLE as error:
         raise _no_picture(path, error) from error
 

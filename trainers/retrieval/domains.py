@@ -21,6 +21,7 @@ from trainers.blocks.maml import Labelled
 from trainers.data.class_folders import load_class_folders, pictures_in
 from trainers.data.digits import from_ink, load_digits, stratified
 from trainers.data.meta import MetaDataset
+from trainers.data.readers import read_all
 from trainers.data.samples import Samples
 from trainers.pictures.files import read_fitted
 from trainers.pictures.ink import read_ink
@@ -65,7 +66,7 @@ class Domains:
         """Return what is searched: the pictures of a folder, or the test pictures with classes."""
         if folder:
             files = pictures_in(Path(folder))
-            x_NCHW = torch.stack([self.read(path) for path in files])
+            x_NCHW = torch.stack(read_all(self.read, files))
             return Database(x_NCHW, tuple(str(path) for path in files))
         test = self.target()["test"]
         names = tuple(f"test/{place}" for place in range(len(test)))

@@ -70,12 +70,12 @@ def test_the_operator_on_a_gpu_is_that_of_the_cpu() -> None:
     inputs = [torch.randn(s) for s in ((2, 5, 8, 9), (2, 18, 8, 9), (4, 5, 3, 3))]
     found = []
     for device in ("cpu", "cuda"):
-        leaves = [one.to(device).requires_grad_() for one in inputs]
+        leaves = [one.detach().clone().to(device).requires_grad_() for one in inputs]
         y = deform_conv2d(*leaves, padding=1)
         y.sum().backward()
-        found.append(
-            [y.detach().cpu(), *(one.grad.cpu() for one in leaves if one.grad is not None)]
-        )
+        grads = [one.grad for one in leaves if one.grad is not None]
+        assert len(grads) == len(leaves)
+        found.append([y.detach().cpu(), *(grad.cpu() for grad in grads)])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
