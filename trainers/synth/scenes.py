@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +102,7 @@ def compose(random: np.random.RandomState, look: Look) -> tuple[Thing, ...]:
             if len(things) == count:
                 break
             thing = _thing(random, look)
-            if all(_covered(thing, other) <= look.overlap for other in things):
+            if all(covered(thing, other) <= look.overlap for other in things):
                 things.append(thing)
         if things and len(things) >= look.least and _clear(things, look.side):
             return tuple(things)
@@ -110,7 +111,7 @@ def compose(random: np.random.RandomState, look: Look) -> tuple[Thing, ...]:
 def render(things: tuple[Thing, ...], look: Look, random: np.random.RandomState) -> Scene:
     """Draw shapes on a ground of their own and say what is there."""
     side = look.side
-    image_HWC = _ground(side, random)
+    image_HWC = ground(side, random)
     owner_HW = np.full((side, side), -1)
     for number, thing in enumerate(things):
         where, inside = _pixels(thing, side)
@@ -155,7 +156,23 @@ def _thing(random: np.random.RandomState, look: Look) -> Thing:
     return Thing(int(random.randint(len(SHAPES))), colour, small, float(x), float(y), float(size))
 
 
-def _covered(one: Thing, other: Thing) -> float:
+class Placed(Protocol):
+    """What has a centre and a width, in pixels."""
+
+    @property
+    def x(self) -> float:
+        """Return the centre's column."""
+
+    @property
+    def y(self) -> float:
+        """Return the centre's row."""
+
+    @property
+    def size(self) -> float:
+        """Return the width and height."""
+
+
+def covered(one: Placed, other: Placed) -> float:
     """Return the part of the smaller box that lies in the other one."""
     reach = (one.size + other.size) / 2
     wide = min(reach - abs(one.x - other.x), one.size, other.size)
@@ -189,7 +206,7 @@ def _pixels(thing: Thing, side: int) -> tuple[tuple[slice, slice], NDArray[np.bo
     return (slice(*spans[0]), slice(*spans[1])), inside
 
 
-def _ground(side: int, random: np.random.RandomState) -> Floats:
+def ground(side: int, random: np.random.RandomState) -> Floats:
     """Return two dim colours that run into each other in waves."""
     along = np.arange(side, dtype=np.float32) / side
     waves = np.zeros((side, side), np.float32)
