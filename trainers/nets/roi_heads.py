@@ -1,0 +1,115 @@
+"""Heads that look at regions of a pyramid: masks, joints and states.
+
+Sources: CenterMask (2020), section 3.2, for masks; Mask R-CNN (2017), section 5, for joints.
+
+Shape legend: R regions, C channels, H height, W width, K classes, J joints, S states, G numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainers.nets.attention import SpatialAttention
+from trainers.nets.vovnet import norm_of
+
+BINS = 14
+"""Height and width of what heads get of a region."""
+FINE = 2 * BINS
+"""Of a mask."""
+HEAT = 4 * BINS
+"""Of a heatmap of a joint."""
+
+
+class MaskHead(nn.Module):
+    """Convolutions, spatial attention and a mask of every class: logits_RKHW of 28 x 28."""
+
+    def __init__(
+        self, inputs: int, classes: int, width: int = 256, convs: int = 4, attention: bool = True
+    ) -> None:
+        """Build it for maps of so many channels; without attention all places count alike."""
+        super().__init__()
+        self.convs = _convs(inputs, width, convs)
+        self.attention = SpatialAttention() if attention else nn.Identity()
+        self.enlarge = nn.ConvTranspose2d(width, width, 2, 2)
+        self.masks = nn.Conv2d(width, classes, 1)
+        _init(self)
+
+    def forward(self, regions_RCHW: Tensor) -> Tensor:
+        """Return logits_RKHW."""
+        seen_RCHW = self.attention(self.convs(regions_RCHW))
+        logits_RKHW: Tensor = self.masks(self.enlarge(seen_RCHW).relu())
+        return logits_RKHW
+
+
+class JointHead(nn.Module):
+    """Convolutions and a heatmap of every joint: logits_RJHW of 56 x 56, over its places."""
+
+    def __init__(self, inputs: int, joints: int, width: int = 512, convs: int = 8) -> None:
+        """Build it for maps of so many channels."""
+        super().__init__()
+        self.convs = _convs(inputs, width, convs)
+        self.enlarge = nn.ConvTranspose2d(width, joints, 4, 2, 1)
+        _init(self)
+
+    def forward(self, regions_RCHW: Tensor) -> Tensor:
+        """Return logits_RJHW."""
+        half_RJHW = self.enlarge(self.convs(regions_RCHW))
+        return functional.interpolate(
+            half_RJHW, scale_factor=2.0, mode="bilinear", align_corners=False
+        )
+
+
+class StateHead(nn.Module):
+    """The state of a person, from its region, mask, joints and measures together.
+
+    What is seen of the region, the mask and the heatmaps are joined as channels of 14 x 14; the
+    measures, as numbers, behind the convolutions.
+    """
+
+    def __init__(
+        self, inputs: int, extra: int, numbers: int, states: int = 6, width: int = 128
+    ) -> None:
+        """Build it.
+
+        Args:
+            inputs: channels of the regions; 0: they are not looked at.
+            extra: channels of mask and heatmaps.
+            numbers: measures of a region.
+            states: to tell apart.
+            width: channels.
+        """
+        super().__init__()
+        self.own = _convs(inputs, width, 2) if inputs else None
+        joined = (width if inputs else 0) + extra
+        self.convs = _convs(joined, width, 3, pool=True) if joined else None
+        self.first = nn.Linear((width if joined else 0) + numbers, width)
+        self.last = nn.Linear(width, states)
+        _init(self)
+
+    def forward(self, regions_RCHW: Tensor, extra_RCHW: Tensor, numbers_RG: Tensor) -> Tensor:
+        """Return logits_RS."""
+        seen = [numbers_RG]
+        if self.convs is not None:
+            parts = [extra_RCHW] if self.own is None else [self.own(regions_RCHW), extra_RCHW]
+            seen.append(self.convs(torch.cat(parts, 1)).mean((2, 3)))
+        logits_RS: Tensor = self.last(self.first(torch.cat(seen, 1)).relu())
+        return logits_RS
+
+
+def _convs(before: int, width: int, count: int, pool: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for place in range(count):
+        conv = nn.Conv2d(before, width, 3, 2 if pool and place else 1, 1, bias=False)
+        layers += [conv, norm_of(width, "group"), nn.ReLU(inplace=True)]
+        before = width
+    return nn.Sequential(*layers)
+
+
+def _init(net: nn.Module) -> None:
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
