@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,37 +28,38 @@ from trainers.synth.scenes import Look as SceneLook
 
 Mask = NDArray[np.bool_]
 Random = np.random.RandomState
-Distance = Callable[[Floats, Floats], Floats]
+Reals = NDArray[np.floating[Any]]
+Distance = Callable[[Floats, Floats], Reals]
 """How far outside a shape of radius 1 a point is (negative inside)."""
 TRIES = 60
 STEP = 11
 """Has no divisor in common with 80: so many classes apart, shapes and textures are well mixed."""
 
 
-def _box(x: Floats, y: Floats, wide: float, high: float) -> Floats:
-    distance: Floats = np.maximum(np.abs(x) - wide, np.abs(y) - high)
+def _box(x: Floats, y: Floats, wide: float, high: float) -> Reals:
+    distance: Reals = np.maximum(np.abs(x) - wide, np.abs(y) - high)
     return distance
 
 
-def _regular(x: Floats, y: Floats, corners: int, inner: float) -> Floats:
+def _regular(x: Floats, y: Floats, corners: int, inner: float) -> Reals:
     """Return the distance from a star whose notches are ``inner`` from its middle."""
     half = np.pi / corners
     angle = np.abs((np.arctan2(x, -y) + half) % (2 * half) - half)
     along, aside = np.hypot(x, y) * (np.cos(angle), np.sin(angle))
     dx, dy = inner * np.cos(half) - 1, inner * np.sin(half)
-    distance: Floats = ((along - 1) * dy - aside * dx) / np.hypot(dx, dy)
+    distance: Reals = ((along - 1) * dy - aside * dx) / np.hypot(dx, dy)
     return distance
 
 
-def _crescent(x: Floats, y: Floats) -> Floats:
+def _crescent(x: Floats, y: Floats) -> Reals:
     outer, bite = np.hypot(x, y) - 0.95, np.hypot(x - 0.45, y) - 0.75
-    distance: Floats = np.maximum(outer, -bite)
+    distance: Reals = np.maximum(outer, -bite)
     return distance
 
 
-def _arrow(x: Floats, y: Floats) -> Floats:
+def _arrow(x: Floats, y: Floats) -> Reals:
     head = np.maximum((np.abs(x) - 0.62 * (y + 0.97)) * 0.85, y + 0.02)
-    distance: Floats = np.minimum(head, _box(x, y - 0.4, 0.22, 0.52))
+    distance: Reals = np.minimum(head, _box(x, y - 0.4, 0.22, 0.52))
     return distance
 
 
@@ -289,18 +291,20 @@ def _texture(name: str, y_HW: Floats, x_HW: Floats, size: float, random: Random)
         return zeros_HW
     if name == "gradient":
         cos, sin = np.cos(lap[0]), np.sin(lap[0])
-        return ((cos * x_HW + sin * y_HW) / size + 0.5).clip(0, 1).astype(np.float32)
+        faded_HW: Floats = ((cos * x_HW + sin * y_HW) / size + 0.5).clip(0, 1).astype(np.float32)
+        return faded_HW
     if name == "noise":
         grain = max(2, round(size / 14))
         grains_HW = random.rand(len(y_HW) // grain + 1, x_HW.size // grain + 1).astype(np.float32)
         fine_HW: Floats = grains_HW.repeat(grain, 0).repeat(grain, 1)
         return fine_HW[: len(y_HW), : x_HW.size]
     way = np.float32(random.choice((-0.72, 0.72)))
-    waves = {
+    waves: dict[str, Callable[[], Floats]] = {
         "horizontal stripe": lambda: np.sin(down_H1) + zeros_HW,
         "vertical stripe": lambda: np.sin(right_1W) + zeros_HW,
         "diagonal stripe": lambda: np.sin(0.72 * down_H1 + way * right_1W),
         "dot": lambda: np.sin(down_H1) + np.sin(right_1W) - 0.7,
         "checker": lambda: np.sin(0.8 * down_H1) * np.sin(0.8 * right_1W) * 2,
     }
-    return (0.5 + 2 * waves[name]()).clip(0, 1).astype(np.float32)
+    share_HW: Floats = (0.5 + 2 * waves[name]()).clip(0, 1)
+    return share_HW
