@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlplatform.seeds import derive
@@ -157,6 +158,15 @@ class Detector(Supervised):
             found = Found(*map(_host, self.found(models, x_BCHW.to(where))[0]))
         return undone(found.take(found.scores_N >= self.shown), view, image_HW3.shape[:2])
 
+    def predict(self, models: Models, raw: Path) -> dict[str, Any]:
+        """Return what is found in a picture file."""
+        import numpy as np
+
+        from trainers.pictures.files import open_picture
+
+        found = self.look(models, np.array(open_picture(raw, "RGB")))
+        return {"objects": told(found, self.examples("test").kinds)}
+
     def optimizer(self, group: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return Adam with decoupled weight decay."""
         from torch.optim import AdamW
@@ -184,6 +194,28 @@ class Detector(Supervised):
         skeleton = self.examples("test").kinds.skeleton
         mirror = skeleton.mirrored if skeleton else ()
         return Window(self.side, self.scale, self.flip, self.colour, mirror)
+
+
+def told(found: Found, kinds: Kinds) -> list[dict[str, Any]]:
+    """Return what was found as JSON-ready records, the surest first."""
+    records = []
+    for number, label in enumerate(found.labels_N.tolist()):
+        record: dict[str, Any] = {
+            "kind": kinds.names[label],
+            "score": round(float(found.scores_N[number]), 4),
+            "box": [round(value, 1) for value in found.boxes_N4[number].tolist()],
+        }
+        if found.masks_NHW is not None:
+            record["pixels"] = int(found.masks_NHW[number].sum())
+        if found.joints_NJ3 is not None and kinds.skeleton:
+            rows = [[round(v, 3) for v in row] for row in found.joints_NJ3[number].tolist()]
+            record["joints"] = dict(zip(kinds.skeleton.names, rows, strict=True))
+        if found.states_NS is not None:
+            chance, state = found.states_NS[number].max(0)
+            record["state"] = kinds.states[int(state)]
+            record["sure"] = round(float(chance), 4)
+        records.append(record)
+    return records
 
 
 def _stacked(seen: Iterable[tuple[Bytes, Instances]]) -> Batch:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from trainers.human import sensors
+from trainers.human import instances, sensors
 
-__all__ = ["sensors"]
+__all__ = ["instances", "sensors"]
