@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainers.data.scenes import Bytes, Colour
@@ -107,3 +109,24 @@ class InstanceSet:
     def __getitem__(self, index: int) -> tuple[Bytes, Instances]:
         """Return one picture with its objects."""
         return self.read(index)
+
+
+def palette(count: int) -> tuple[Colour, ...]:
+    """Return colours to draw classes with: bright, and far apart for neighbours."""
+    found = []
+    for number in range(count):
+        wheel = np.abs((number * 0.618034 * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
+        red, green, blue = (int(value) for value in 55 + 200 * wheel.clip(0, 1))
+        found.append((red, green, blue))
+    return tuple(found)
+
+
+def boxes_around(masks_NHW: NDArray[np.bool_]) -> Tensor:
+    """Return the tight boxes_N4 of masks; one of zeros for an empty mask."""
+    boxes_N4 = torch.zeros(len(masks_NHW), 4)
+    for number, mask_HW in enumerate(masks_NHW):
+        rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+        if len(rows):
+            edges = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+            boxes_N4[number] = torch.tensor([float(edge) for edge in edges])
+    return boxes_N4

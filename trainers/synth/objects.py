@@ -20,13 +20,12 @@ from PIL import Image, ImageDraw
 
 from dlplatform.errors import UsageError
 from dlplatform.seeds import derive
-from trainers.data.instances import Instances, InstanceSet, Kinds
-from trainers.data.scenes import Bytes, Colour
+from trainers.data.instances import Instances, InstanceSet, Kinds, boxes_around, palette
+from trainers.data.scenes import Bytes
 from trainers.synth.scenes import SHAPES as THREE
 from trainers.synth.scenes import Floats, covered, draw_scene, ground
 from trainers.synth.scenes import Look as SceneLook
 
-Mask = NDArray[np.bool_]
 Random = np.random.RandomState
 Reals = NDArray[np.floating[Any]]
 Distance = Callable[[Floats, Floats], Reals]
@@ -152,7 +151,7 @@ def objects(
     def read(index: int) -> tuple[Bytes, Instances]:
         return draw_objects(derive(seed, "objects", index), kinds, look)
 
-    return InstanceSet(Kinds(names, colours(len(names))), count, read)
+    return InstanceSet(Kinds(names, palette(len(names))), count, read)
 
 
 @lru_cache(maxsize=16)
@@ -168,17 +167,7 @@ def scene_boxes(seed: int, count: int, side: int = 128) -> InstanceSet:
         boxes_N4, labels_N = torch.from_numpy(scene.boxes_N4), torch.from_numpy(scene.labels_N)
         return scene.image_HWC, Instances(boxes_N4, labels_N, torch.from_numpy(scene.masks_NHW))
 
-    return InstanceSet(Kinds(THREE, colours(len(THREE))), count, read)
-
-
-def colours(count: int) -> tuple[Colour, ...]:
-    """Return colours to draw classes with: bright, and far apart for neighbours."""
-    found = []
-    for number in range(count):
-        wheel = np.abs((number * 0.618034 * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
-        red, green, blue = (int(value) for value in 55 + 200 * wheel.clip(0, 1))
-        found.append((red, green, blue))
-    return tuple(found)
+    return InstanceSet(Kinds(THREE, palette(len(THREE))), count, read)
 
 
 def draw_objects(seed: int, kinds: tuple[int, ...], look: Look) -> tuple[Bytes, Instances]:
@@ -200,17 +189,6 @@ def draw_objects(seed: int, kinds: tuple[int, ...], look: Look) -> tuple[Bytes, 
         torch.tensor([labels[things[number].kind] for number in told], dtype=torch.int64),
         torch.from_numpy(masks_NHW),
     )
-
-
-def boxes_around(masks_NHW: Mask) -> torch.Tensor:
-    """Return the tight boxes_N4 of masks; one of zeros for an empty mask."""
-    boxes_N4 = torch.zeros(len(masks_NHW), 4)
-    for number, mask_HW in enumerate(masks_NHW):
-        rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-        if len(rows):
-            edges = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-            boxes_N4[number] = torch.tensor([float(edge) for edge in edges])
-    return boxes_N4
 
 
 def _things(random: Random, kinds: tuple[int, ...], look: Look) -> list[_Thing]:
