@@ -15,7 +15,7 @@ from trainers.blocks.settings import check
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from trainers.blocks.fcos import Limits, Places
+    from trainers.blocks.fcos import Places
     from trainers.data.instances import Found, Kinds
     from trainers.nets.centermask import CenterMask, Regions
     from trainers.nets.fcos import Dense, HeadShape
@@ -45,6 +45,9 @@ class AnchorFree(Detector):
     most: int = 50
     """Objects of a picture, at most."""
 
+    learnt: int = 6
+    """Regions of a picture that masks and joints are learnt from, at most."""
+
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything starts."""
         super().__post_init__()
@@ -55,6 +58,7 @@ class AnchorFree(Detector):
         check("levels", self.levels, 3 <= self.levels <= 5, "3 to 5")
         check("towers", self.towers, 1 <= self.towers <= 8, "1 to 8")
         check("reach", self.reach, self.reach > 0, "above 0")
+        check("learnt", self.learnt, 1 <= self.learnt <= 1000, "1 to 1000")
         check("most", self.most, 1 <= self.most <= 1000, "1 to 1000")
 
     def network(self, kinds: Kinds) -> nn.Module:
@@ -83,12 +87,6 @@ class AnchorFree(Detector):
         sizes = [(-(-height // stride), -(-width // stride)) for stride in strides]
         return places(sizes, strides, self.reach)
 
-    def limits(self) -> Limits:
-        """Return which answers are kept."""
-        from trainers.blocks.fcos import Limits
-
-        return Limits(most=self.most)
-
     def dense(self, models: Models, x_BCHW: Tensor) -> tuple[CenterMask, list[Tensor], Dense]:
         """Return the network, its maps of the pictures, and what every place says."""
         from trainers.nets.centermask import CenterMask
@@ -99,17 +97,29 @@ class AnchorFree(Detector):
         return net, maps, net.dense(maps)
 
     def loss(self, models: Models, batch: Batch) -> dict[str, Mean]:
-        """Return the losses of classes, boxes and centres."""
+        """Return the losses of classes, boxes and centres, and those of heads of regions."""
+        from trainers.blocks.centermask import region_losses
         from trainers.blocks.fcos import dense_loss
 
         x_BCHW, truths = batch
-        _, _, dense = self.dense(models, x_BCHW)
-        return dense_loss(dense, self.places(x_BCHW), truths)
+        net, maps, dense = self.dense(models, x_BCHW)
+        terms = dense_loss(dense, self.places(x_BCHW), truths)
+        if net.looks:
+            answers = self._boxes(dense, x_BCHW), truths
+            terms |= region_losses(net, maps, answers, self.learnt)
+        return terms
 
     def found(self, models: Models, x_BCHW: Tensor) -> list[Found]:
-        """Return the boxes that are found in each picture."""
-        from trainers.blocks.fcos import decoded
+        """Return the boxes that are found in each picture, and what heads of regions say."""
+        from trainers.blocks.centermask import completed
 
-        _, _, dense = self.dense(models, x_BCHW)
-        height, width = x_BCHW.shape[2:]
-        return decoded(dense, self.places(x_BCHW), (height, width), self.limits())
+        net, maps, dense = self.dense(models, x_BCHW)
+        found = self._boxes(dense, x_BCHW)
+        size = (x_BCHW.shape[2], x_BCHW.shape[3])
+        return completed(net, maps, found, size) if net.looks else found
+
+    def _boxes(self, dense: Dense, x_BCHW: Tensor) -> list[Found]:
+        from trainers.blocks.fcos import Limits, decoded
+
+        size = (x_BCHW.shape[2], x_BCHW.shape[3])
+        return decoded(dense, self.places(x_BCHW), size, Limits(most=self.most))

@@ -18,10 +18,12 @@ from trainers.blocks.supervised import Supervised, cosine
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
     from torch import Tensor, nn
 
     from trainers.data.instances import Found, Instances, InstanceSet, Kinds
     from trainers.data.scenes import Bytes
+    from trainers.scores.detection import DetectionTally, What
     from trainers.synth.instance_views import Window
 
 Batch = tuple["Tensor", list["Instances"]]
@@ -38,7 +40,7 @@ class Detector(Supervised):
     A batch is a pair (x_BCHW normalised, the objects of each picture).
     """
 
-    primary: ClassVar[str] = "AP50"
+    primary: ClassVar[str] = "box_AP50"
     title: ClassVar[str] = "Objects"
 
     batch_size: int = 8
@@ -130,11 +132,22 @@ class Detector(Supervised):
             for found, truth in zip(self.found(models, x_BCHW), truths, strict=True):
                 yield Found(*map(_host, found)), Instances(*map(_host, truth))
 
-    def score(self, models: Models, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return the average precision of the boxes."""
-        from trainers.scores.detection import box_scores
+    def tally(self, models: Models, batches: Iterable[Batch]) -> DetectionTally:
+        """Hold what is found in all pictures against their objects."""
+        from trainers.scores.detection import DetectionTally
 
-        return box_scores(list(self.answers(models, batches)))
+        held = DetectionTally(self.examples("test").kinds, self.judged())
+        for found, truth in self.answers(models, batches):
+            held.add(found, truth)
+        return held
+
+    def judged(self) -> tuple[What, ...]:
+        """Return what of an object is judged: box, mask, joint (default: its box)."""
+        return ("box",)
+
+    def score(self, models: Models, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return COCO's average precisions and recall, such as ``box_AP50``."""
+        return self.tally(models, batches).scores()
 
     def baselines(self) -> dict[str, float]:
         """Return the primary test score of no training."""
@@ -159,13 +172,32 @@ class Detector(Supervised):
         return undone(found.take(found.scores_N >= self.shown), view, image_HW3.shape[:2])
 
     def predict(self, models: Models, raw: Path) -> dict[str, Any]:
-        """Return what is found in a picture file."""
-        import numpy as np
+        """Return what is surely found in a picture file, and the path of a drawing of it."""
+        from trainers.pictures.found import answer_file
 
-        from trainers.pictures.files import open_picture
+        kinds = self.examples("test").kinds
+        return answer_file(raw, lambda image_HW3: self.look(models, image_HW3), kinds)
 
-        found = self.look(models, np.array(open_picture(raw, "RGB")))
-        return {"objects": told(found, self.examples("test").kinds)}
+    def picture(self, models: Models) -> Image.Image:
+        """Draw test pictures, spread evenly, with their true objects and those found."""
+        from trainers.pictures.instances import Compared, draw_compared
+        from trainers.pictures.sheet import Heading
+
+        test, scores = self.examples("test"), self.score(models, self.batches("test"))
+        step = max(1, len(test) // SHOWN)
+        chosen = [test[index] for index in range(0, min(len(test), SHOWN * step), step)]
+        shown = [Compared(image, truth, self.look(models, image)) for image, truth in chosen]
+        heading = Heading(
+            self.title,
+            detail=f"{len(shown)} of {len(test)} test pictures, not chosen by their score",
+            score=f"{scores[self.primary]:.1%} {self.primary.replace('_', ' ')}",
+            note=self.note(scores),
+        )
+        return draw_compared(heading, shown, test.kinds, self.shown)
+
+    def note(self, scores: dict[str, float]) -> str:
+        """Return the words below the score on the picture."""
+        return f"answers surer than {self.shown:g}; {scores['box_AP']:.1%} box AP"
 
     def optimizer(self, group: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return Adam with decoupled weight decay."""
@@ -194,28 +226,6 @@ class Detector(Supervised):
         skeleton = self.examples("test").kinds.skeleton
         mirror = skeleton.mirrored if skeleton else ()
         return Window(self.side, self.scale, self.flip, self.colour, mirror)
-
-
-def told(found: Found, kinds: Kinds) -> list[dict[str, Any]]:
-    """Return what was found as JSON-ready records, the surest first."""
-    records = []
-    for number, label in enumerate(found.labels_N.tolist()):
-        record: dict[str, Any] = {
-            "kind": kinds.names[label],
-            "score": round(float(found.scores_N[number]), 4),
-            "box": [round(value, 1) for value in found.boxes_N4[number].tolist()],
-        }
-        if found.masks_NHW is not None:
-            record["pixels"] = int(found.masks_NHW[number].sum())
-        if found.joints_NJ3 is not None and kinds.skeleton:
-            rows = [[round(v, 3) for v in row] for row in found.joints_NJ3[number].tolist()]
-            record["joints"] = dict(zip(kinds.skeleton.names, rows, strict=True))
-        if found.states_NS is not None:
-            chance, state = found.states_NS[number].max(0)
-            record["state"] = kinds.states[int(state)]
-            record["sure"] = round(float(chance), 4)
-        records.append(record)
-    return records
 
 
 def _stacked(seen: Iterable[tuple[Bytes, Instances]]) -> Batch:

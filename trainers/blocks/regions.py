@@ -8,7 +8,7 @@ H height, W width, M bins of a heatmap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,66 +35,46 @@ class Regions(NamedTuple):
     owners: list[Tensor]
 
 
-def regions_of(
-    found: Sequence[Found], truths: Sequence[Instances], most: int, known: Callable[..., Tensor]
-) -> Regions:
+def regions_of(found: Sequence[Found], truths: Sequence[Instances], most: int) -> Regions:
     """Return the boxes of objects and what was found of them, up to ``most`` in a picture.
 
-    Args:
-        found: the current answers.
-        truths: the objects.
-        most: regions of a picture; objects come first, then the surest answers.
-        known: which_n objects have a label of the kind to learn; the others are left out.
+    Objects come first, then the surest answers; ignored objects are left out.
     """
     boxes, owners = [], []
     for answer, truth in zip(found, truths, strict=True):
-        usable_n = known(truth)
+        own = torch.arange(len(truth.labels_N), device=truth.labels_N.device)
         if truth.ignored_N is not None:
-            usable_n = usable_n & ~truth.ignored_N
-        own = usable_n.nonzero()[:, 0]
-        overlap_DR = pair_iou(answer.boxes_N4.detach(), truth.boxes_N4[own])
-        rows = own.new_zeros(0), own.new_zeros(0)
-        if len(own) and len(overlap_DR):
+            own = own[~truth.ignored_N]
+        boxes_D4, row_D, whose_D = answer.boxes_N4.detach(), own[:0], own[:0]
+        overlap_DR = pair_iou(boxes_D4, truth.boxes_N4[own])
+        if overlap_DR.numel():
             best_D, place_D = overlap_DR.max(1)
-            rows = (best_D >= LEAST).nonzero()[:, 0], own[place_D[best_D >= LEAST]]
-        boxes.append(torch.cat([truth.boxes_N4[own], answer.boxes_N4[rows[0]].detach()])[:most])
-        owners.append(torch.cat([own, rows[1]])[:most])
+            row_D = (best_D >= LEAST).nonzero()[:, 0]
+            whose_D = own[place_D[row_D]]
+        boxes.append(torch.cat([truth.boxes_N4[own], boxes_D4[row_D]])[:most])
+        owners.append(torch.cat([own, whose_D])[:most])
     return Regions(boxes, owners)
 
 
-def with_mask(truth: Instances) -> Tensor:
-    """Return which_n objects have a mask."""
-    if truth.masks_NHW is None:
-        return torch.zeros_like(truth.labels_N, dtype=torch.bool)
-    return truth.masks_NHW.flatten(1).any(1)
-
-
-def with_joints(truth: Instances) -> Tensor:
-    """Return which_n objects have a joint that is labelled."""
-    if truth.joints_NJ3 is None:
-        return torch.zeros_like(truth.labels_N, dtype=torch.bool)
-    return (truth.joints_NJ3[..., 2] >= HIDDEN).any(1)
-
-
-def with_state(truth: Instances) -> Tensor:
-    """Return which_n objects have a state."""
-    if truth.states_N is None:
-        return torch.zeros_like(truth.labels_N, dtype=torch.bool)
-    return truth.states_N >= 0
-
-
 def mask_loss(logits_RKHW: Tensor, regions: Regions, truths: Sequence[Instances]) -> Mean:
-    """Return the cross-entropy of the pixels of the mask of each region's class."""
-    wanted, labels = [], []
+    """Return the cross-entropy of the pixels of the mask of each region's class.
+
+    Regions of objects without a mask are left out, as of those without joints or a state below.
+    """
+    wanted, labels, known = [], [], []
     for boxes_r4, owner_r, truth in zip(*regions, truths, strict=True):
-        if len(owner_r) and truth.masks_NHW is not None:
-            rois_r5 = torch.cat([owner_r[:, None].to(boxes_r4), boxes_r4], 1)
-            masks_N1HW = truth.masks_NHW[:, None].to(boxes_r4)
-            wanted.append(roi_align(masks_N1HW, rois_r5, logits_RKHW.shape[-1], 1.0, 2)[:, 0])
-            labels.append(truth.labels_N[owner_r])
-    if not wanted:
+        masks_NHW = truth.masks_NHW
+        if masks_NHW is None or not len(owner_r):
+            known.append(torch.zeros_like(owner_r, dtype=torch.bool))
+            continue
+        known.append(masks_NHW.flatten(1).any(1)[owner_r])
+        rois_r5 = torch.cat([owner_r[:, None].to(boxes_r4), boxes_r4], 1)[known[-1]]
+        masks_N1HW = masks_NHW[:, None].to(boxes_r4)
+        wanted.append(roi_align(masks_N1HW, rois_r5, logits_RKHW.shape[-1], 1.0, 2)[:, 0])
+        labels.append(truth.labels_N[owner_r[known[-1]]])
+    row_R = torch.cat(known).nonzero()[:, 0]
+    if not len(row_R):
         return Mean(logits_RKHW.sum() * 0, 0.0)
-    row_R = torch.arange(len(logits_RKHW), device=logits_RKHW.device)
     said_RHW = logits_RKHW[row_R, torch.cat(labels)]
     target_RHW = (torch.cat(wanted) >= 0.5).to(said_RHW)
     entropy_RHW = functional.binary_cross_entropy_with_logits(
@@ -105,13 +85,15 @@ def mask_loss(logits_RKHW: Tensor, regions: Regions, truths: Sequence[Instances]
 
 def joint_loss(logits_RJHW: Tensor, regions: Regions, truths: Sequence[Instances]) -> Mean:
     """Return the cross-entropy over the places of a heatmap, of every labelled joint inside."""
-    bins, wanted = logits_RJHW.shape[-1], []
-    for boxes_r4, owner_r, truth in zip(*regions, truths, strict=True):
-        if len(owner_r) and truth.joints_NJ3 is not None:
-            wanted.append(_bins(truth.joints_NJ3[owner_r], boxes_r4, bins))
-    if not wanted:
-        return Mean(logits_RJHW.sum() * 0, 0.0)
-    target_RJ = torch.cat(wanted)
+    joints, bins = logits_RJHW.shape[1], logits_RJHW.shape[-1]
+    target_RJ = torch.cat(
+        [
+            owner_r.new_full((len(owner_r), joints), -1)
+            if truth.joints_NJ3 is None
+            else _bins(truth.joints_NJ3[owner_r], boxes_r4, bins)
+            for boxes_r4, owner_r, truth in zip(*regions, truths, strict=True)
+        ]
+    )
     total = functional.cross_entropy(
         logits_RJHW.flatten(2).flatten(0, 1), target_RJ.flatten(), ignore_index=-1, reduction="sum"
     )
@@ -126,19 +108,22 @@ def state_loss(
     smoothing: float = 0.05,
 ) -> Mean:
     """Return the cross-entropy of the states, by the weights of the classes."""
-    rows = [
-        truth.states_N[owner_r]
-        for owner_r, truth in zip(regions.owners, truths, strict=True)
-        if len(owner_r) and truth.states_N is not None
-    ]
-    if not rows:
-        return Mean(logits_RS.sum() * 0, 0.0)
-    state_R = torch.cat(rows)
-    weight_S = torch.ones_like(logits_RS[0]) if weight_S is None else weight_S.to(logits_RS)
-    total = functional.cross_entropy(
-        logits_RS, state_R, weight_S, reduction="sum", label_smoothing=smoothing
+    state_R = torch.cat(
+        [
+            torch.full_like(owner_r, -1) if truth.states_N is None else truth.states_N[owner_r]
+            for owner_r, truth in zip(regions.owners, truths, strict=True)
+        ]
     )
-    return Mean(total, float(weight_S[state_R].sum()))
+    weight_S = torch.ones_like(logits_RS[0]) if weight_S is None else weight_S.to(logits_RS)
+    known_R = state_R >= 0
+    total = functional.cross_entropy(
+        logits_RS[known_R],
+        state_R[known_R],
+        weight_S,
+        reduction="sum",
+        label_smoothing=smoothing,
+    )
+    return Mean(total, float(weight_S[state_R[known_R]].sum()))
 
 
 def pasted(masks_DHW: Tensor, boxes_D4: Tensor, size: tuple[int, int]) -> Tensor:

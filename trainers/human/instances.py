@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from dlplatform.seeds import derive
-from dlplatform.task import Mean, Models, task
+from dlplatform.task import task
 from trainers.blocks.anchorfree import AnchorFree
-from trainers.blocks.detector import Batch
 from trainers.blocks.settings import check
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from trainers.data.instances import Found, InstanceSet, Kinds
+    from trainers.data.instances import InstanceSet, Kinds
     from trainers.nets.centermask import Regions
+    from trainers.scores.detection import What
 
-COUNTS = {"train": 600, "val": 100, "test": 200}
+COUNTS = {"val": 100, "test": 200}
 
 
 @task("human/instances")
@@ -38,69 +36,38 @@ class Objects(AnchorFree):
 
     masks: bool = True
     """Cut objects out, too; without it is quicker."""
-    learnt: int = 16
-    """Regions of a picture that masks are learnt from, at most."""
     classes: int = 8
     """Kinds of objects that are drawn, up to 80."""
+
+    pictures: int = 600
+    """Pictures to train on that are drawn."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything starts."""
         super().__post_init__()
         check("classes", self.classes, 1 <= self.classes <= 80, "1 to 80")
-
-    def regions(self, kinds: Kinds) -> Regions | None:
-        """Return the head of the masks."""
-        from trainers.nets.centermask import Regions
-
-        if not self.masks:
-            return None
-        return Regions(True, 0, self.attention, self.width, self.towers)
-
-    def loss(self, models: Models, batch: Batch) -> dict[str, Mean]:
-        """Return the losses of classes, boxes, centres and masks."""
-        from trainers.blocks.fcos import decoded, dense_loss
-        from trainers.blocks.levels import pooled
-        from trainers.blocks.regions import mask_loss, regions_of, with_mask
-        from trainers.nets.roi_heads import BINS
-
-        x_BCHW, truths = batch
-        net, maps, dense = self.dense(models, x_BCHW)
-        terms = dense_loss(dense, self.places(x_BCHW), truths)
-        if net.masks is not None:
-            found = decoded(dense, self.places(x_BCHW), x_BCHW.shape[2:], self.limits())
-            regions = regions_of(found, truths, self.learnt, with_mask)
-            read_RCHW = pooled(maps, net.strides, regions.boxes, BINS)
-            terms["masks"] = mask_loss(net.masks(read_RCHW), regions, truths)
-        return terms
-
-    def found(self, models: Models, x_BCHW: Tensor) -> list[Found]:
-        """Return the boxes that are found in each picture, with their masks."""
-        import torch
-
-        from trainers.blocks.fcos import decoded
-        from trainers.blocks.levels import pooled
-        from trainers.blocks.regions import pasted
-        from trainers.nets.roi_heads import BINS
-
-        net, maps, dense = self.dense(models, x_BCHW)
-        size = (x_BCHW.shape[2], x_BCHW.shape[3])
-        answers = decoded(dense, self.places(x_BCHW), size, self.limits())
-        if net.masks is None:
-            return answers
-        boxes = [one.boxes_N4 for one in answers]
-        chances = net.masks(pooled(maps, net.strides, boxes, BINS)).sigmoid()
-        made = []
-        for one, chance_DKHW in zip(answers, chances.split([len(b) for b in boxes]), strict=True):
-            own_DHW = chance_DKHW[torch.arange(len(one.labels_N)), one.labels_N]
-            made.append(one._replace(masks_NHW=pasted(own_DHW, one.boxes_N4, size)))
-        return made
+        check("pictures", self.pictures, self.pictures >= 1, "1 or more")
 
     def drawn(self, split: str) -> InstanceSet:
         """Return pictures of shapes in textures."""
         from trainers.synth.objects import objects
 
-        return objects(derive(self.seed, split), COUNTS[split], self.classes, self.side)
+        count = COUNTS.get(split, self.pictures)
+        return objects(derive(self.seed, split), count, self.classes, self.side)
 
     def loaded(self, split: str) -> InstanceSet:
         """Return the pictures of a folder in COCO's format."""
-        raise NotImplementedError
+        from trainers.data.coco import load_coco
+
+        return load_coco(self.data, masks=self.masks)[split]
+
+    def judged(self) -> tuple[What, ...]:
+        """Return what of an object is judged."""
+        return ("box", "mask") if self.masks else ("box",)
+
+    def regions(self, kinds: Kinds) -> Regions | None:
+        """Return the head of the masks."""
+        from trainers.nets.centermask import Regions
+
+        wide = min(self.width, 256)
+        return Regions(self.masks, 0, self.attention, wide, self.towers)

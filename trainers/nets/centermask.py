@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainers.nets.fcos import Dense, FCOSHead, HeadShape
 from trainers.nets.fpn import FeaturePyramid
-from trainers.nets.roi_heads import JointHead, MaskHead
+from trainers.nets.roi_heads import JointHead, MaskHead, StateHead
 from trainers.nets.vovnet import VoVNet
 
 MAPS = ("stage3", "stage4", "stage5")
@@ -49,6 +49,9 @@ class Regions:
     width: int = 256
     convs: int = 4
     """Convolutions of the mask head; the joints' has twice as many."""
+    states: int = 0
+    inputs: tuple[str, ...] = ("box", "mask", "joints")
+    """What states are told from."""
 
 
 class CenterMask(nn.Module):
@@ -70,6 +73,14 @@ class CenterMask(nn.Module):
         self.joints = None
         if regions.joints:
             self.joints = JointHead(body.width, regions.joints, wide, 2 * convs)
+        self.states = None
+        if regions.states:
+            self.states = StateHead(body.width, regions.joints, regions.states, regions.inputs)
+
+    @property
+    def looks(self) -> bool:
+        """Tell whether any head looks at regions."""
+        return self.masks is not None or self.joints is not None
 
     def maps(self, x_BCHW: Tensor) -> list[Tensor]:
         """Return the pyramid of pictures, finest first."""

@@ -7,6 +7,8 @@ Shape legend: R regions, C channels, H height, W width, K classes, J joints, S s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,6 +22,10 @@ FINE = 2 * BINS
 """Of a mask."""
 HEAT = 4 * BINS
 """Of a heatmap of a joint."""
+
+
+MEASURES = 3
+"""Numbers of a box: its shape, its size, and how low it is in the picture."""
 
 
 class MaskHead(nn.Module):
@@ -62,46 +68,54 @@ class JointHead(nn.Module):
 
 
 class StateHead(nn.Module):
-    """The state of a person, from its region, mask, joints and measures together.
+    """The state of a person, from its region, mask and joints together: logits_RS.
 
     What is seen of the region, the mask and the heatmaps are joined as channels of 14 x 14; the
-    measures, as numbers, behind the convolutions.
+    measures of the box and of the joints come, as numbers, behind the convolutions.
     """
 
     def __init__(
-        self, inputs: int, extra: int, numbers: int, states: int = 6, width: int = 128
+        self, channels: int, joints: int, states: int, inputs: Sequence[str], width: int = 64
     ) -> None:
         """Build it.
 
         Args:
-            inputs: channels of the regions; 0: they are not looked at.
-            extra: channels of mask and heatmaps.
-            numbers: measures of a region.
+            channels: of the regions.
+            joints: heatmaps of a region.
             states: to tell apart.
-            width: channels.
+            inputs: what it looks at, of box, mask and joints.
+            width: channels of its layers.
         """
         super().__init__()
-        self.own = _convs(inputs, width, 2) if inputs else None
-        joined = (width if inputs else 0) + extra
-        self.convs = _convs(joined, width, 3, pool=True) if joined else None
-        self.first = nn.Linear((width if joined else 0) + numbers, width)
+        self.inputs = tuple(inputs)
+        self.own = _convs(channels, width, 2) if "box" in inputs else None
+        joined = width * ("box" in inputs) + ("mask" in inputs) + joints * ("joints" in inputs)
+        self.convs = _convs(joined, width, 3, halved=True)
+        numbers = MEASURES + 3 * joints * ("joints" in inputs)
+        self.first = nn.Linear(width + numbers, width)
         self.last = nn.Linear(width, states)
         _init(self)
 
-    def forward(self, regions_RCHW: Tensor, extra_RCHW: Tensor, numbers_RG: Tensor) -> Tensor:
-        """Return logits_RS."""
-        seen = [numbers_RG]
-        if self.convs is not None:
-            parts = [extra_RCHW] if self.own is None else [self.own(regions_RCHW), extra_RCHW]
-            seen.append(self.convs(torch.cat(parts, 1)).mean((2, 3)))
-        logits_RS: Tensor = self.last(self.first(torch.cat(seen, 1)).relu())
+    def forward(
+        self, regions_RCHW: Tensor, masks_R1HW: Tensor, heat_RJHW: Tensor, measures_RG: Tensor
+    ) -> Tensor:
+        """Return logits_RS, of the chances of the pixels and of the places of joints."""
+        seen = [self.own(regions_RCHW)] if self.own is not None else []
+        if "mask" in self.inputs:
+            seen.append(functional.adaptive_avg_pool2d(masks_R1HW, BINS))
+        if "joints" in self.inputs:
+            seen.append(functional.adaptive_max_pool2d(heat_RJHW, BINS))
+        else:
+            measures_RG = measures_RG[:, :MEASURES]
+        pooled_RC = self.convs(torch.cat(seen, 1)).mean((2, 3))
+        logits_RS: Tensor = self.last(self.first(torch.cat([pooled_RC, measures_RG], 1)).relu())
         return logits_RS
 
 
-def _convs(before: int, width: int, count: int, pool: bool = False) -> nn.Sequential:
+def _convs(before: int, width: int, count: int, halved: bool = False) -> nn.Sequential:
     layers: list[nn.Module] = []
     for place in range(count):
-        conv = nn.Conv2d(before, width, 3, 2 if pool and place else 1, 1, bias=False)
+        conv = nn.Conv2d(before, width, 3, 2 if halved and place else 1, 1, bias=False)
         layers += [conv, norm_of(width, "group"), nn.ReLU(inplace=True)]
         before = width
     return nn.Sequential(*layers)
