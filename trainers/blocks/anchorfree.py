@@ -78,6 +78,10 @@ class AnchorFree(Detector):
         """Return which heads look at regions (default: none)."""
         return None
 
+    def state_weights(self) -> Tensor | None:
+        """Return the weights_S of the states in the loss (default: all alike)."""
+        return None
+
     def places(self, x_BCHW: Tensor) -> Places:
         """Return where the answers of all levels are in pictures of a size."""
         from trainers.blocks.fcos import places
@@ -106,7 +110,7 @@ class AnchorFree(Detector):
         terms = dense_loss(dense, self.places(x_BCHW), truths)
         if net.looks:
             answers = self._boxes(dense, x_BCHW), truths
-            terms |= region_losses(net, maps, answers, self.learnt)
+            terms |= region_losses(net, maps, answers, self.learnt, self.state_weights())
         return terms
 
     def found(self, models: Models, x_BCHW: Tensor) -> list[Found]:

@@ -130,7 +130,7 @@ class Detector(Supervised):
 
         for x_BCHW, truths in batches:
             for found, truth in zip(self.found(models, x_BCHW), truths, strict=True):
-                yield Found(*map(_host, found)), Instances(*map(_host, truth))
+                yield Found(*map(on_host, found)), Instances(*map(on_host, truth))
 
     def tally(self, models: Models, batches: Iterable[Batch]) -> DetectionTally:
         """Hold what is found in all pictures against their objects."""
@@ -168,7 +168,7 @@ class Detector(Supervised):
         x_BCHW = normalised(torch.from_numpy(view.image(image_HW3))[None])
         where = next(iter(next(iter(models.values())).parameters())).device
         with torch.no_grad():
-            found = Found(*map(_host, self.found(models, x_BCHW.to(where))[0]))
+            found = Found(*map(on_host, self.found(models, x_BCHW.to(where))[0]))
         return undone(found.take(found.scores_N >= self.shown), view, image_HW3.shape[:2])
 
     def predict(self, models: Models, raw: Path) -> dict[str, Any]:
@@ -239,5 +239,6 @@ def _stacked(seen: Iterable[tuple[Bytes, Instances]]) -> Batch:
     return normalised(torch.from_numpy(np.stack(images))), list(truths)
 
 
-def _host(value: Any) -> Any:
+def on_host(value: Any) -> Any:
+    """Return a tensor on the CPU; None stays None."""
     return None if value is None else value.cpu()

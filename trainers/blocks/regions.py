@@ -145,7 +145,8 @@ def pasted(masks_DHW: Tensor, boxes_D4: Tensor, size: tuple[int, int]) -> Tensor
 def located(logits_DJHW: Tensor, boxes_D4: Tensor, temperature: float = 1.0) -> Tensor:
     """Return joints_DJ3 (x, y, confidence) of heatmaps of boxes.
 
-    A joint is at the highest place, a quarter of it towards the higher neighbour; its confidence
+    A joint is at the highest place, and within the heatmap a quarter of one towards the higher
+    neighbour; its confidence
     is the chance of being there or up to ``AROUND`` places away.
     """
     count, joints, high, wide = logits_DJHW.shape
@@ -158,17 +159,16 @@ def located(logits_DJHW: Tensor, boxes_D4: Tensor, temperature: float = 1.0) -> 
     side = 2 * AROUND + 1
     near_DJHW = functional.avg_pool2d(chance_DJHW, side, 1, AROUND) * side**2
     sure_DJ = near_DJHW.flatten(2).gather(-1, best_DJ[..., None])[..., 0].clamp(max=1)
-    padded_DJHW = functional.pad(chance_DJHW, (1, 1, 1, 1))
-    flat_DJM, row = padded_DJHW.flatten(2), wide + 2
-    middle_DJ = (y_DJ + 1) * row + x_DJ + 1
 
-    def lean(step: int) -> Tensor:
-        above, below = (flat_DJM.gather(-1, (middle_DJ + s)[..., None]) for s in (step, -step))
-        return (above - below).sign()[..., 0] / 4
+    def lean(at_DJ: Tensor, last: int, step: int) -> Tensor:
+        near = [(best_DJ + s).clamp(0, high * wide - 1)[..., None] for s in (step, -step)]
+        above_DJ1, below_DJ1 = (chance_DJM.gather(-1, one) for one in near)
+        inner_DJ = (at_DJ > 0) & (at_DJ < last)
+        return (above_DJ1 - below_DJ1).sign()[..., 0] / 4 * inner_DJ
 
     x0_D1, y0_D1, x1_D1, y1_D1 = boxes_D4[:, None].unbind(-1)
-    at_x_DJ = x0_D1 + (x_DJ + 0.5 + lean(1)) / wide * (x1_D1 - x0_D1)
-    at_y_DJ = y0_D1 + (y_DJ + 0.5 + lean(row)) / high * (y1_D1 - y0_D1)
+    at_x_DJ = x0_D1 + (x_DJ + 0.5 + lean(x_DJ, wide - 1, 1)) / wide * (x1_D1 - x0_D1)
+    at_y_DJ = y0_D1 + (y_DJ + 0.5 + lean(y_DJ, high - 1, wide)) / high * (y1_D1 - y0_D1)
     return torch.stack([at_x_DJ, at_y_DJ, sure_DJ], -1)
 
 

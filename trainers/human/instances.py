@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trainers.nets.centermask import Regions
     from trainers.scores.detection import What
 
-COUNTS = {"val": 100, "test": 200}
+COUNTS = {"val": 50, "test": 150}
 
 
 @task("human/instances")
