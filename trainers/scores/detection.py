@@ -6,29 +6,33 @@ the likeness of joints (``trainers/scores/joints.py``). Sources: Lin et al., "Mi
 (2014), and its evaluation; Everingham et al., "The PASCAL VOC Challenge" (2010), section 4.2.
 
 Shape legend: D answers, G true objects, T overlaps that are asked for, R ranges of sizes,
-K classes, P pairs, S states, H height, W width, J joints.
+K classes, P pairs, S states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from trainers.data.instances import Found, Instances, Kinds, Skeleton
+from trainers.data.instances import Found, Instances, Kinds
 from trainers.scores.f1 import confusion
-from trainers.scores.joints import likeness
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-Whole = NDArray[np.int64]
-What = Literal["box", "mask", "joint"]
-Record = TypeVar("Record", Found, Instances)
+from trainers.scores.overlap import (
+    Bools,
+    Floats,
+    What,
+    Whole,
+    areas,
+    box_overlaps,
+    covered,
+    ignored,
+    match,
+    overlaps,
+    plain,
+)
 
 OVERLAPS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -69,19 +73,19 @@ class DetectionTally:
         self,
         kinds: Kinds,
         what: Sequence[What] = ("box",),
-        areas: tuple[float, float] = COCO_AREAS,
+        bounds: tuple[float, float] = COCO_AREAS,
         most: int = MOST,
     ) -> None:
         self.kinds, self.most = kinds, most
-        small, medium = areas
+        small, medium = bounds
         self._ranges_R2 = np.array([(0, 1e10), (0, small), (small, medium), (medium, 1e10)])
         self._parts: dict[What, list[_Judged]] = {kind: [] for kind in what}
         self.pictures = 0
 
     def add(self, found: Found, truth: Instances) -> None:
         """Hold one picture's answers against its objects."""
-        found, truth = _ranked(_plain(found), self.most), _plain(truth)
-        area_G = _areas(truth)
+        found, truth = _ranked(plain(found), self.most), plain(truth)
+        area_G = areas(truth)
         for kind, parts in self._parts.items():
             parts.append(self._judge(kind, found, truth, area_G))
         self.pictures += 1
@@ -150,15 +154,15 @@ class DetectionTally:
 
     def _judge(self, kind: What, found: Found, truth: Instances, area_G: Floats) -> _Judged:
         skeleton = self.kinds.skeleton
-        plain_DG, crowded_DG, known_G = _overlaps(kind, found, truth, area_G, skeleton)
-        crowd_G = _ignored(truth)
+        plain_DG, crowded_DG, known_G = overlaps(kind, found, truth, area_G, skeleton)
+        crowd_G = ignored(truth)
         labels_D, labels_G = found.labels_N.numpy(), truth.labels_N.numpy()
         classes = len(self.kinds.names)
         same_DG = labels_D[:, None] == labels_G
         overlap_DG = np.where(same_DG, np.where(crowd_G, crowded_DG, plain_DG), -1.0)
         beyond_RG = crowd_G | ~known_G | self._beyond(area_G)
-        whose_RTD = _match(overlap_DG, beyond_RG, crowd_G, OVERLAPS)
-        beyond_RD = self._beyond(_covered(kind, found))
+        whose_RTD = match(overlap_DG, beyond_RG, crowd_G, OVERLAPS)
+        beyond_RD = self._beyond(covered(kind, found))
         away_RTD = np.broadcast_to(beyond_RD[:, None], whose_RTD.shape)
         lone_RTD, rows = whose_RTD < 0, np.arange(len(SIZES))[:, None, None]
         padded_RG = np.pad(beyond_RG, ((0, 0), (0, 1)))  # so that -1 is no object
@@ -188,14 +192,14 @@ def pairs(
 
     The surest answers choose first, among objects of their class; ignored objects are in no pair.
     """
-    found, truth = _plain(found), _plain(truth)
+    found, truth = plain(found), plain(truth)
     order_D = torch.argsort(-found.scores_N, stable=True)
     order_D = order_D[found.scores_N[order_D] >= score]
-    ranked, void_G = found.take(order_D), _ignored(truth)
-    overlap_DG, crowded_DG = _box_overlaps(ranked.boxes_N4, truth.boxes_N4)
+    ranked, void_G = found.take(order_D), ignored(truth)
+    overlap_DG, crowded_DG = box_overlaps(ranked.boxes_N4, truth.boxes_N4)
     same_DG = (ranked.labels_N[:, None] == truth.labels_N).numpy()
     overlap_DG = np.where(same_DG, np.where(void_G, crowded_DG, overlap_DG), -1.0)
-    whose_D = _match(overlap_DG, void_G[None], void_G, np.array([overlap]))[0, 0]
+    whose_D = match(overlap_DG, void_G[None], void_G, np.array([overlap]))[0, 0]
     kept = np.flatnonzero((whose_D >= 0) & ~np.append(void_G, True)[whose_D])
     chosen = torch.from_numpy(whose_D[kept])
     return order_D[kept], chosen, torch.from_numpy(overlap_DG[kept, whose_D[kept]])
@@ -206,13 +210,13 @@ def state_table(found: Found, truth: Instances, states: int, score: float = 0.5)
 
     Somebody who is not found is a miss of their state, an answer with nobody there a false one.
     """
-    found, truth = _plain(found), _plain(truth)
+    found, truth = plain(found), plain(truth)
     said_D, true_G = torch.full((len(found.scores_N),), states), torch.full_like(truth.labels_N, -1)
     if found.states_NS is not None and len(said_D):
         said_D = found.states_NS.argmax(1)
     if truth.states_N is not None:
         true_G = truth.states_N.clone()
-    true_G[torch.from_numpy(_ignored(truth))] = -1
+    true_G[torch.from_numpy(ignored(truth))] = -1
     chosen_P, whose_P, _ = pairs(found, truth, score=score)
     missed_G = true_G >= 0
     missed_G[whose_P] = False
@@ -227,34 +231,9 @@ def state_table(found: Found, truth: Instances, states: int, score: float = 0.5)
 
 def _alone(found: Found, truth: Instances) -> Bools:
     """Return which answers cover no ignored object."""
-    crowded_DG = _box_overlaps(found.boxes_N4, truth.boxes_N4)[1][:, _ignored(truth)]
+    crowded_DG = box_overlaps(found.boxes_N4, truth.boxes_N4)[1][:, ignored(truth)]
     alone_D: Bools = ~(crowded_DG >= OVERLAPS[0]).any(1)
     return alone_D
-
-
-def _match(overlap_DG: Floats, beyond_RG: Bools, crowd_G: Bools, asked_T: Floats) -> Whole:
-    """Return which true object each answer gets (-1: none), the answers from the surest on.
-
-    Each takes the free object of the largest overlap, and of those that count before others;
-    a crowd is never taken up.
-    """
-    (count, total), asked_T1 = overlap_DG.shape, np.minimum(asked_T, 1 - 1e-10)[:, None]
-    whose_RTD = np.full((len(beyond_RG), len(asked_T), count), -1)
-    if not count or not total:
-        return whose_RTD
-    flipped_DG, crowd_G = overlap_DG[:, ::-1], crowd_G[::-1]  # of equal ones COCO takes the last
-    bonus_RG = 2.0 * ~beyond_RG[:, ::-1]
-    free_RTG = np.ones((*whose_RTD.shape[:2], total), bool)
-    sizes, asked = np.ogrid[: len(beyond_RG), : len(asked_T)]
-    for answer in np.flatnonzero(overlap_DG.max(1) >= asked_T1.min()):
-        overlap_G = flipped_DG[answer]
-        open_RTG = (free_RTG | crowd_G) & (overlap_G >= asked_T1)
-        rank_RTG = np.where(open_RTG, (overlap_G + bonus_RG)[:, None], -1.0)
-        best_RT = rank_RTG.argmax(2)
-        some_RT = open_RTG.any(2)
-        whose_RTD[..., answer] = np.where(some_RT, total - 1 - best_RT, -1)
-        free_RTG[sizes, asked, best_RT] &= ~some_RT
-    return whose_RTD
 
 
 def _curves(every: _Judged) -> tuple[Floats, Floats]:
@@ -288,85 +267,6 @@ def _voc_area(right: Bools, total: int, eleven: bool) -> float:
     return float((np.diff(recall, prepend=0.0) * best[:-1]).sum())
 
 
-def _overlaps(
-    kind: What, found: Found, truth: Instances, area_G: Floats, skeleton: Skeleton | None
-) -> tuple[Floats, Floats, Bools]:
-    """Return the overlap, the part of the answer in the object, and where these can be judged."""
-    plain_DG, crowded_DG = _box_overlaps(found.boxes_N4, truth.boxes_N4)
-    if kind == "box":
-        return plain_DG, crowded_DG, np.ones(len(area_G), bool)
-    answered, true = (
-        (found.masks_NHW, truth.masks_NHW)
-        if kind == "mask"
-        else (found.joints_NJ3, truth.joints_NJ3)
-    )
-    if answered is None and len(found.scores_N):
-        raise ValueError(f"answers without a {kind} cannot be scored by it")
-    if answered is None or true is None:
-        return plain_DG, crowded_DG, np.full(len(area_G), true is not None)
-    if kind == "mask":
-        known_G: Bools = (true.flatten(1).amax(1) > 0).numpy()
-        masked = _mask_overlaps(answered, true)
-        plain_DG, crowded_DG = (
-            np.where(known_G, mask_DG, box_DG)
-            for mask_DG, box_DG in zip(masked, (plain_DG, crowded_DG), strict=True)
-        )
-        return plain_DG, crowded_DG, known_G
-    if skeleton is None:
-        raise ValueError("joints are scored by a skeleton, and these kinds have none")
-    alike_DG: Floats = likeness(
-        answered, true, torch.from_numpy(area_G), truth.boxes_N4, skeleton
-    ).numpy()
-    return alike_DG, alike_DG, (true[..., 2] > 0).any(1).numpy()
-
-
-def _box_overlaps(boxes_D4: Tensor, boxes_G4: Tensor) -> tuple[Floats, Floats]:
-    one_D14, other_G4 = boxes_D4.double().numpy()[:, None], boxes_G4.double().numpy()
-    sides_DG2 = np.minimum(one_D14[..., 2:], other_G4[:, 2:])
-    sides_DG2 -= np.maximum(one_D14[..., :2], other_G4[:, :2])
-    both_DG = np.prod(sides_DG2.clip(0), -1)
-    area_D1, area_G = (np.prod(b[..., 2:] - b[..., :2], -1) for b in (one_D14, other_G4))
-    return _shares(both_DG, area_D1, area_G)
-
-
-def _mask_overlaps(masks_DHW: Tensor, masks_GHW: Tensor) -> tuple[Floats, Floats]:
-    one_DN, other_GN = masks_DHW.flatten(1).float(), masks_GHW.flatten(1).float()
-    both_DG = (one_DN @ other_GN.T).double().numpy()
-    return _shares(
-        both_DG, one_DN.sum(1)[:, None].double().numpy(), other_GN.sum(1).double().numpy()
-    )
-
-
-def _shares(both_DG: Floats, area_D1: Any, area_G: Any) -> tuple[Floats, Floats]:
-    union_DG = np.maximum(area_D1 + area_G - both_DG, 1e-12)
-    return both_DG / union_DG, both_DG / np.maximum(area_D1, 1e-12)
-
-
-def _areas(truth: Instances) -> Floats:
-    area_G: Floats = np.prod((truth.boxes_N4[:, 2:] - truth.boxes_N4[:, :2]).double().numpy(), 1)
-    if truth.masks_NHW is None:
-        return area_G
-    covered_G = _pixels(truth.masks_NHW)
-    return np.where(covered_G > 0, covered_G, area_G)
-
-
-def _pixels(masks_NHW: Tensor) -> Floats:
-    # in fp32 it is ten times faster than a sum of bools, and exact up to 16 million
-    covered_N: Floats = masks_NHW.flatten(1).float().sum(1).double().numpy()
-    return covered_N
-
-
-def _covered(kind: What, found: Found) -> Floats:
-    """Return the area of each answer, as COCO takes it of its kind."""
-    spans_D2 = found.boxes_N4[:, 2:] - found.boxes_N4[:, :2]
-    if kind == "mask" and found.masks_NHW is not None:
-        return _pixels(found.masks_NHW)
-    if kind == "joint" and found.joints_NJ3 is not None and len(found.joints_NJ3):
-        spans_D2 = found.joints_NJ3[..., :2].amax(1) - found.joints_NJ3[..., :2].amin(1)
-    area_D: Floats = spans_D2.double().prod(1).numpy()
-    return area_D
-
-
 def _nearest(overlap_DG: Floats) -> tuple[Whole, Floats]:
     if not overlap_DG.shape[1]:
         return np.full(len(overlap_DG), -1), np.zeros(len(overlap_DG))
@@ -397,18 +297,6 @@ def _ranked(found: Found, most: int) -> Found:
         return found
     same_DD = (found.labels_N[:, None] == found.labels_N).tril(-1)
     return found.take(same_DD.sum(1) < most)
-
-
-def _plain(record: Record) -> Record:
-    values: Iterable[Tensor | None] = record
-    return record._make(None if v is None else v.detach().cpu() for v in values)
-
-
-def _ignored(truth: Instances) -> Bools:
-    if truth.ignored_N is None:
-        return np.zeros(len(truth.boxes_N4), bool)
-    ignored_G: Bools = truth.ignored_N.numpy()
-    return ignored_G
 
 
 def _place(overlap: float) -> int:
