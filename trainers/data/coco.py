@@ -24,7 +24,16 @@ import torch
 
 from dlplatform.errors import UsageError
 from trainers.data import rle
-from trainers.data.instances import Instances, InstanceSet, Kinds, Skeleton, palette
+from trainers.data.instances import (
+    Instances,
+    InstanceSet,
+    Kinds,
+    Skeleton,
+    clipped,
+    palette,
+    refused,
+)
+from trainers.data.parts import halves
 from trainers.data.scenes import Bytes
 from trainers.pictures.files import open_picture
 
@@ -56,7 +65,7 @@ class _Part:
     file: Path
     categories: tuple[Annotation, ...]
     """In the order of their ids, which is that of the labels."""
-    shown: tuple[_Shown, ...]
+    shown: Sequence[_Shown]
 
 
 @lru_cache(maxsize=4)
@@ -76,16 +85,15 @@ def load_coco(
     """
     root = Path(folder)
     if not root.is_dir():
-        raise _bad(f"task.data={folder}", "is not a folder", WANTED.format(what=what), "check it")
+        raise refused(
+            f"task.data={folder}", "is not a folder", WANTED.format(what=what), "check it"
+        )
     train, held = _part(root, what, "train"), _part(root, what, "val")
     if any(root.glob(f"annotations/{what}_test*.json")):
         test = _part(root, what, "test")
-    elif (count := len(held.shown)) < 2:
-        few = f"has {count} pictures in val"
-        raise _bad(held.file, few, "2 or more, half of them for the test", "add some")
     else:
-        test = replace(held, shown=held.shown[count // 2 :])
-        held = replace(held, shown=held.shown[: count // 2])
+        val, rest = halves(held.shown, str(held.file))
+        held, test = replace(held, shown=val), replace(held, shown=rest)
     parts = {"train": train, "val": held, "test": test}
     kinds = _kinds(list(parts.values()), states)
     return {name: _set(part, kinds, masks) for name, part in parts.items()}
@@ -94,7 +102,7 @@ def load_coco(
 def _part(root: Path, what: str, name: str) -> _Part:
     found = sorted(root.glob(f"annotations/{what}_{name}*.json"))
     if not found:
-        raise _bad(
+        raise refused(
             f"task.data={root}",
             f"has no annotations/{what}_{name}*.json",
             WANTED.format(what=what),
@@ -115,7 +123,7 @@ def _part(root: Path, what: str, name: str) -> _Part:
     except UsageError:
         raise  # it is a ValueError, and already says all
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _bad(
+        raise refused(
             file,
             f"cannot be read ({type(error).__name__}: {error})",
             "images (id, file_name), categories (id, name) and annotations (image_id, "
@@ -124,7 +132,7 @@ def _part(root: Path, what: str, name: str) -> _Part:
         ) from error
     if not shown or not names or len(set(names)) < len(names):
         lacks = f"has {len(shown)} pictures and the classes {', '.join(names) or 'none'}"
-        raise _bad(file, lacks, "one or more of each, every class once", "get it again")
+        raise refused(file, lacks, "one or more of each, every class once", "get it again")
     return _Part(file, tuple(categories), shown)
 
 
@@ -145,7 +153,7 @@ def _check(file: Path, entry: Annotation, images: Mapping[Any, Any], known: set[
 def _shown(file: Path, images: Path, entry: Annotation, told: list[Annotation]) -> _Shown:
     path = images / str(entry["file_name"])
     if not path.is_file():
-        raise _bad(
+        raise refused(
             file,
             f"tells of a picture {path} that is not there",
             f"every picture of the file in {images}",
@@ -161,7 +169,7 @@ def _kinds(parts: Sequence[_Part], states: tuple[str, ...]) -> Kinds:
     for part, other in zip(parts[1:], others, strict=True):
         if other != names:
             differ = sorted(set(other) ^ set(names)) or list(other)
-            raise _bad(
+            raise refused(
                 part.file,
                 f"has other classes than the file to train on ({', '.join(differ[:3])})",
                 "the same in every file, in the same order",
@@ -189,7 +197,7 @@ def _skeleton(file: Path, category: Annotation) -> Skeleton:
     names = tuple(map(str, category["keypoints"]))
     bones = tuple((int(a) - 1, int(b) - 1) for a, b in category.get("skeleton", ()))
     if any(not 0 <= end < len(names) for bone in bones for end in bone):
-        raise _bad(
+        raise refused(
             file, f"has skeleton={category['skeleton']}", f"1 to {len(names)}", "get it again"
         )
     partners = (_mirrored(name) for name in names)
@@ -217,7 +225,7 @@ def _set(part: _Part, kinds: Kinds, masks: bool) -> InstanceSet:
         size = image_HW3.shape[0], image_HW3.shape[1]
         if shown.size not in (None, size):
             allowed = f"the {shown.size} of {part.file.name}"
-            raise _bad(shown.path, f"has {size} pixels", allowed, "unpack the pictures again")
+            raise refused(shown.path, f"has {size} pixels", allowed, "unpack the pictures again")
         return image_HW3, _Reader(part.file, kinds, size).instances(shown.objects, labels, masks)
 
     return InstanceSet(kinds, len(part.shown), read)
@@ -235,16 +243,13 @@ class _Reader:
         self, objects: Sequence[Annotation], labels: Mapping[Any, int], masks: bool
     ) -> Instances:
         """Return the objects that have a part in the picture."""
-        height, width = self.size
         boxes = [(x, y, x + w, y + h) for x, y, w, h in (entry["bbox"] for entry in objects)]
-        boxes_N4 = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-        boxes_N4 = boxes_N4.clamp(torch.zeros(4), torch.tensor([width, height] * 2))
-        there_N = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(1)
+        boxes_N4, there_N = clipped(boxes, self.size)
         kept = [entry for entry, there in zip(objects, there_N.tolist(), strict=True) if there]
         crowds = [bool(entry.get("iscrowd")) for entry in kept]
         with_masks = masks and any(entry.get("segmentation") for entry in kept)
         return Instances(
-            boxes_N4[there_N],
+            boxes_N4,
             torch.tensor([labels[entry["category_id"]] for entry in kept], dtype=torch.int64),
             self._all(kept, self._mask) if with_masks else None,
             self._all(kept, self._joints) if self.kinds.skeleton and kept else None,
@@ -300,8 +305,4 @@ def _numbers(values: Any) -> bool:
 
 
 def _wrong(file: Path, entry: Annotation, what: str, allowed: str) -> UsageError:
-    return _bad(f"{file}: annotation {entry.get('id')}", what, allowed, "mend or remove it")
-
-
-def _bad(where: Path | str, what: str, allowed: str, remedy: str) -> UsageError:
-    return UsageError(f"{where} {what} - allowed: {allowed} - do: {remedy}")
+    return refused(f"{file}: annotation {entry.get('id')}", what, allowed, "mend or remove it")

@@ -5,8 +5,9 @@ Shape legend: N objects, J joints, H height, W width, 3 RGB.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlplatform.errors import UsageError
 from trainers.data.scenes import Bytes, Colour
 
 HIDDEN, SEEN = 1, 2
@@ -130,3 +132,16 @@ def boxes_around(masks_NHW: NDArray[np.bool_]) -> Tensor:
             edges = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
             boxes_N4[number] = torch.tensor([float(edge) for edge in edges])
     return boxes_N4
+
+
+def clipped(boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return the boxes_N4 that have a part in a picture of (height, width), and which do: bool."""
+    boxes_N4 = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    boxes_N4 = boxes_N4.clamp(torch.zeros(4), torch.tensor([size[1], size[0]] * 2))
+    there_N = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(1)
+    return boxes_N4[there_N], there_N
+
+
+def refused(where: Path | str, what: str, allowed: str, remedy: str) -> UsageError:
+    """Return the error of a file or a folder that cannot be read as its layout has it."""
+    return UsageError(f"{where} {what} - allowed: {allowed} - do: {remedy}")

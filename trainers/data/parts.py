@@ -1,14 +1,16 @@
-"""Dealing groups (speakers, subjects) into train, val and test, so that none is in two."""
+"""Dealing groups (speakers, subjects) into train, val and test, so that none is in two; halves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from dlplatform.errors import UsageError
 
 LEAST = 3
+T = TypeVar("T")
 
 
 def deal(groups: Iterable[str], where: str) -> dict[str, str]:
@@ -27,3 +29,16 @@ def deal(groups: Iterable[str], where: str) -> dict[str, str]:
     test, val = max(1, len(keys) // 5), max(1, len(keys) // 10)
     parts = ["test"] * test + ["val"] * val + ["train"] * (len(keys) - test - val)
     return dict(zip(mixed, parts, strict=True))
+
+
+def halves(held: Sequence[T], where: str) -> tuple[Sequence[T], Sequence[T]]:
+    """Return what is for validation and for the test of a set whose test labels are secret.
+
+    Raises UsageError for fewer than two.
+    """
+    if len(held) < 2:
+        raise UsageError(
+            f"{where} has {len(held)} pictures in val - allowed: 2 or more, half of them for the "
+            "test - do: add some"
+        )
+    return held[: len(held) // 2], held[len(held) // 2 :]
