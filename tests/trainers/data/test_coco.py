@@ -73,6 +73,22 @@ def test_drawn_objects_come_back_from_their_files(tmp_path: Path) -> None:
                 assert mine is None or (mine.dtype == theirs.dtype and torch.equal(mine, theirs))
 
 
+def test_the_coco_tools_read_the_same_masks(tmp_path: Path) -> None:
+    tools = pytest.importorskip("faster_coco_eval")
+    drawn = objects(9, 8, side=96)
+    write_coco({"train": drawn}, tmp_path)
+    theirs = tools.COCO(str(tmp_path / "annotations/instances_train.json"))
+    forms = set()
+    for number in range(8):
+        told = theirs.loadAnns(theirs.getAnnIds(imgIds=[number + 1]))
+        masks_NHW = drawn[number][1].masks_NHW
+        assert masks_NHW is not None and len(told) == len(masks_NHW)
+        for entry, mask_HW in zip(told, masks_NHW.numpy(), strict=True):
+            assert np.array_equal(theirs.annToMask(entry).astype(bool), mask_HW)
+            forms.add(type(entry["segmentation"]))
+    assert forms == {list, dict}
+
+
 def test_joints_states_crowds_and_missing_masks_come_back(tmp_path: Path) -> None:
     write(tmp_path)
     read = load_coco(str(tmp_path))
