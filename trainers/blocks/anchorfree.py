@@ -5,6 +5,7 @@ Shape legend: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 BACKBONES = ("tiny", "19-slim-dw", "19-slim", "19", "39", "57", "99")
 NORMS = ("group", "batch", "frozen")
+KEPT = {
+    "": (),
+    "stem": ("backbone.layers.stem",),
+    "backbone": ("backbone",),
+    "detector": ("backbone", "pyramid", "head"),
+}
+"""Parts of the network whose weights are not trained."""
 
 
 @dataclass
@@ -48,6 +56,11 @@ class AnchorFree(Detector):
     learnt: int = 6
     """Regions of a picture that masks and joints are learnt from, at most."""
 
+    start: str = ""
+    """Folder of a finished run of a detector whose weights to begin with, where they fit."""
+    keep: str = ""
+    """What stays as it began: stem, backbone, or detector (all but heads of regions)."""
+
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything starts."""
         super().__post_init__()
@@ -59,7 +72,23 @@ class AnchorFree(Detector):
         check("towers", self.towers, 1 <= self.towers <= 8, "1 to 8")
         check("reach", self.reach, self.reach > 0, "above 0")
         check("learnt", self.learnt, 1 <= self.learnt <= 1000, "1 to 1000")
+        check("keep", self.keep, self.keep in KEPT, "stem, backbone, detector or nothing")
         check("most", self.most, 1 <= self.most <= 1000, "1 to 1000")
+
+    def models(self) -> Models:
+        """Build the network, with the weights of another run where these are given and fit."""
+        models = super().models()
+        if self.start:
+            from trainers.data.weights import take_fitting
+
+            take_fitting(models, self.start, "task.start")
+        return models
+
+    def groups(self, models: Models) -> dict[str, Iterable[nn.Parameter]]:
+        """Return the parameters that are trained."""
+        still = tuple(f"{part}." for part in KEPT[self.keep])
+        named = models["net"].named_parameters()
+        return {"main": [value for name, value in named if not name.startswith(still)]}
 
     def network(self, kinds: Kinds) -> nn.Module:
         """Build the network for what the objects of a set may be."""
