@@ -6,9 +6,10 @@ Shape legend: N people, S states.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlplatform.task import Models, task
 from trainers.blocks.detector import Batch
@@ -18,7 +19,9 @@ from trainers.human.people import People
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.data.instances import Instances, InstanceSet, Kinds
+    from trainers.data.instances import Found, Instances, InstanceSet, Kinds
+    from trainers.data.scenes import Bytes
+    from trainers.human.events import FallRule
     from trainers.nets.centermask import Regions
     from trainers.scores.detection import What
 
@@ -44,10 +47,16 @@ class State(People):
     use_joints: bool = True
     """Tell states from the joints, too."""
 
+    fallen: float = 1.0
+    """Seconds that somebody has to lie in a moving picture to be told of as fallen."""
+    crouched: bool = False
+    """Tell of those who crouch, too."""
+
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything starts."""
         super().__post_init__()
         some = bool(self.inputs())
+        check("fallen", self.fallen, self.fallen >= 0, "0 or more")
         check("use_box", self.use_box, some, "true, where neither mask nor joints are used")
 
     def inputs(self) -> tuple[str, ...]:
@@ -116,6 +125,37 @@ class State(People):
         return super().baselines() | {
             "wide boxes lie": state_scores(table_SS, kinds.states)["macro_f1"]
         }
+
+    def predict(self, models: Models, raw: Path) -> dict[str, Any]:
+        """Return who is in a picture file, with state, joints and mask, and a drawing's path.
+
+        Of a moving picture also who has fallen, and everybody's states over time.
+        """
+        from trainers.human.events import FallWatch
+        from trainers.pictures.found import answer_file
+
+        kinds = self.examples("test").kinds
+        seen: list[Found] = []
+
+        def look(image_HW3: Bytes) -> Found:
+            seen.append(self.look(models, image_HW3))
+            return seen[-1]
+
+        answer = answer_file(raw, look, kinds)
+        if "frames" in answer:
+            watch = FallWatch(kinds.states, self.fall_rule())
+            times = zip(answer["seconds"], seen, strict=True)
+            alerts = [alert for time, found in times for alert in watch.see(time, found)]
+            answer["falls"] = [asdict(alert) for alert in alerts]
+            answer["people"] = [one.line for one in watch.everybody]
+        return answer
+
+    def fall_rule(self) -> FallRule:
+        """Return when somebody is told of."""
+        from trainers.human.events import FallRule
+
+        states = ("Lying", "Crouch") if self.crouched else ("Lying",)
+        return FallRule(states=states, after=self.fallen)
 
     def note(self, scores: dict[str, float]) -> str:
         """Return the words below the score on the picture."""

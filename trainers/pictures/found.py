@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def told(found: Found, kinds: Kinds) -> list[dict[str, Any]]:
 def answer_file(raw: Path, look: Callable[[Bytes], Found], kinds: Kinds) -> dict[str, Any]:
     """Return the records of a picture's objects, and the path of the picture they are drawn on.
 
-    Of a moving picture (GIF) it is a list of records for each frame, drawn on a moving one.
+    Of a moving picture (GIF) it is a list of records for each frame and the seconds at which they
+    begin, drawn on a moving one.
     """
     folder, drawn, told_of, milliseconds = raw.parent / FOLDER, [], [], []
     for frame, each in frames(raw):
@@ -37,7 +39,9 @@ def answer_file(raw: Path, look: Callable[[Bytes], Found], kinds: Kinds) -> dict
     if drawn:
         path = folder / f"{raw.stem}_found.gif"
         write_film(path, drawn, milliseconds)
-        return {"frames": told_of, "picture": str(path)}
+        ends = accumulate(milliseconds, initial=0.0)
+        seconds = [round(end / 1000, 3) for end in ends][: len(drawn)]
+        return {"frames": told_of, "seconds": seconds, "picture": str(path)}
     image_HW3 = np.array(open_picture(raw, "RGB"))
     found, path = look(image_HW3), folder / f"{raw.stem}_found.png"
     with writing(folder):
