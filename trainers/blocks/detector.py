@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from trainers.data.instances import Found, Instances, InstanceSet, Kinds
     from trainers.data.scenes import Bytes
-    from trainers.scores.detection import DetectionTally, What
+    from trainers.scores.detection import DetectionTally
+    from trainers.scores.overlap import What
     from trainers.synth.instance_views import Window
 
 Batch = tuple["Tensor", list["Instances"]]
@@ -60,6 +61,8 @@ class Detector(Supervised):
     """Share of the run in which the rate rises to its peak."""
     decay: float = 1e-4
     """Weight decay."""
+    momentum: float = 0.0
+    """Of SGD; 0: Adam instead."""
     shown: float = 0.4
     """Score from which ``dlp predict`` tells of an object, and pictures show it."""
 
@@ -72,6 +75,7 @@ class Detector(Supervised):
         check("colour", self.colour, 0 <= self.colour < 1, "0 up to, not including, 1")
         check("warmup", self.warmup, 0 <= self.warmup < 1, "0 up to, not including, 1")
         check("decay", self.decay, self.decay >= 0, "0 or more")
+        check("momentum", self.momentum, 0 <= self.momentum < 1, "0 up to, not including, 1")
         check("shown", self.shown, 0 <= self.shown <= 1, "0 to 1")
 
     @abstractmethod
@@ -200,9 +204,11 @@ class Detector(Supervised):
         return f"answers surer than {self.shown:g}; {scores['box_AP']:.1%} box AP"
 
     def optimizer(self, group: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return Adam with decoupled weight decay."""
-        from torch.optim import AdamW
+        """Return Adam with decoupled weight decay, or SGD where a momentum is set."""
+        from torch.optim import SGD, AdamW
 
+        if self.momentum:
+            return SGD(parameters, self.lr, self.momentum, weight_decay=self.decay)
         return AdamW(parameters, lr=self.lr, weight_decay=self.decay)
 
     def rate(self, progress: float) -> float:

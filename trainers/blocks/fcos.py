@@ -137,7 +137,7 @@ def dense_loss(dense: Dense, where: Places, truths: Sequence[Instances]) -> dict
         "boxes": Mean(((1 - giou_D) * middle_D).sum(), float(middle_D.sum())),
         "centre": Mean(entropy_D.sum(), float(len(middle_D))),
     }
-    if off_DJ.shape[1]:
+    if dense.marks_BNJ2 is not None:
         known_DJ = ~off_DJ.isnan()
         terms["landmarks"] = Mean(off_DJ[known_DJ].sum(), float(known_DJ.sum()))
     return terms
@@ -156,14 +156,13 @@ def _positive(
     entropy_D = functional.binary_cross_entropy_with_logits(
         dense.centre_BN[number, place_D], middle_D, reduction="none"
     )
-    marks_DJ2 = dense.marks_BNJ2[number, place_D]
-    off_DJ = marks_DJ2.sum(-1)
-    if marks_DJ2.shape[1]:
-        if own.joints_NJ3 is None:
-            off_DJ = torch.full_like(off_DJ, float("nan"))
-        else:
+    off_DJ = entropy_D[:, None]
+    if dense.marks_BNJ2 is not None:
+        off_DJ = torch.full_like(dense.marks_BNJ2[number, place_D, :, 0], float("nan"))
+        if own.joints_NJ3 is not None:
             wanted_DJ2 = own.joints_NJ3[..., :2] - points_D2[:, None]
             wanted_DJ2 = wanted_DJ2 / where.strides_N[place_D][:, None, None]
+            marks_DJ2 = dense.marks_BNJ2[number, place_D]
             off_DJ = functional.smooth_l1_loss(marks_DJ2, wanted_DJ2, reduction="none").sum(-1)
             off_DJ = off_DJ.masked_fill(own.joints_NJ3[..., 2] < HIDDEN, float("nan"))
     return giou(said_D4, own.boxes_N4), middle_D, entropy_D, off_DJ
@@ -204,7 +203,7 @@ def _picture(
     scores_D, points_D2 = scores_NK[place_D, label_D], where.points_N2[place_D]
     boxes_D4 = clip(from_distances(points_D2, dense.distances_BN4[number, place_D]), *size)
     joints_DJ3 = None
-    if dense.marks_BNJ2.shape[2]:
+    if dense.marks_BNJ2 is not None:
         steps_D11 = where.strides_N[place_D][:, None, None]
         marks_DJ2 = dense.marks_BNJ2[number, place_D] * steps_D11 + points_D2[:, None]
         sure_DJ1 = scores_D[:, None, None].expand(-1, marks_DJ2.shape[1], 1)

@@ -16,7 +16,7 @@ from trainers.blocks.settings import check
 if TYPE_CHECKING:
     from trainers.data.instances import InstanceSet, Kinds
     from trainers.nets.centermask import Regions
-    from trainers.scores.detection import What
+    from trainers.scores.overlap import What
 
 COUNTS = {"val": 50, "test": 150}
 
@@ -64,6 +64,12 @@ class Objects(AnchorFree):
     def judged(self) -> tuple[What, ...]:
         """Return what of an object is judged."""
         return ("box", "mask") if self.masks else ("box",)
+
+    def note(self, scores: dict[str, float]) -> str:
+        """Return the words below the score on the picture."""
+        if not self.masks:
+            return super().note(scores)
+        return f"{scores['mask_AP50']:.1%} mask AP50; answers surer than {self.shown:g}"
 
     def regions(self, kinds: Kinds) -> Regions | None:
         """Return the head of the masks."""

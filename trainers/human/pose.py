@@ -16,7 +16,7 @@ from trainers.human.people import People
 if TYPE_CHECKING:
     from trainers.data.instances import InstanceSet, Kinds
     from trainers.nets.centermask import Regions
-    from trainers.scores.detection import What
+    from trainers.scores.overlap import What
 
 
 @task("human/pose")

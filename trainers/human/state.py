@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trainers.data.scenes import Bytes
     from trainers.human.events import FallRule
     from trainers.nets.centermask import Regions
-    from trainers.scores.detection import What
+    from trainers.scores.overlap import What
 
 
 @task("human/state")

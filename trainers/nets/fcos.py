@@ -48,8 +48,8 @@ class Dense(NamedTuple):
     """From the place to the left, top, right and bottom of its box, in pixels."""
     centre_BN: Tensor
     """Logit of being in the middle of the box."""
-    marks_BNJ2: Tensor
-    """From the place to each landmark, in strides; J may be 0."""
+    marks_BNJ2: Tensor | None = None
+    """From the place to each landmark, in strides; None where there are none."""
 
 
 class FCOSHead(nn.Module):
@@ -88,10 +88,12 @@ class FCOSHead(nn.Module):
             centres.append(_rows(self.centre(boxing_BCHW))[..., 0])
             if self.marks is not None:
                 marks.append(_rows(self.marks(boxing_BCHW)))
-        logits_BNK = torch.cat(logits, 1)
-        both_BNM = torch.cat(marks, 1) if marks else logits_BNK[..., :0]
-        marks_BNJ2 = both_BNM.reshape(*both_BNM.shape[:2], self.shape.landmarks, 2)
-        return Dense(logits_BNK, torch.cat(distances, 1), torch.cat(centres, 1), marks_BNJ2)
+        marks_BNJ2 = None
+        if marks:
+            both_BNM = torch.cat(marks, 1)
+            marks_BNJ2 = both_BNM.reshape(*both_BNM.shape[:2], self.shape.landmarks, 2)
+        both = torch.cat(logits, 1), torch.cat(distances, 1)
+        return Dense(*both, torch.cat(centres, 1), marks_BNJ2)
 
 
 def _tower(width: int, count: int) -> nn.Sequential:

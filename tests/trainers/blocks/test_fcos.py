@@ -53,7 +53,7 @@ def perfect(where: Places, truth: Instances, classes: int = 2, marks: int = 0) -
         if truth.joints_NJ3 is not None:
             off_J2 = truth.joints_NJ3[own, :, :2] - point_12
             marks_1NJ2[0, place] = off_J2 / where.strides_N[place]
-    return Dense(logits_1NK, distances_1N4, centre_1N, marks_1NJ2)
+    return Dense(logits_1NK, distances_1N4, centre_1N, marks_1NJ2 if marks else None)
 
 
 def test_places_are_in_the_middle_of_their_squares(where: Places) -> None:
@@ -123,6 +123,7 @@ def test_the_right_answers_cost_nothing_and_wrong_ones_something(where: Places) 
     assert float(losses["centre"].total) == pytest.approx(4 * entropy, rel=1e-4)
     assert float(losses["boxes"].total) == pytest.approx(0, abs=1e-4)
     # A pixel of error is an eighth of a stride; the unlabelled landmark costs nothing.
+    assert dense.marks_BNJ2 is not None
     moved = dense._replace(marks_BNJ2=dense.marks_BNJ2 + 1 / 8)
     total = float(dense_loss(moved, where, [truth])["landmarks"].total)
     assert total == pytest.approx(4 * 2 * 0.5 / 64, rel=1e-4)
@@ -170,7 +171,11 @@ def test_nothing_is_found_before_training() -> None:
     head = FCOSHead(HeadShape(80, 16, 3, 2, landmarks=5, attention=True), STRIDES)
     dense = head([torch.randn(1, 16, *size) for size in SIZES])
     assert float(dense.logits_BNK.sigmoid().mean()) == pytest.approx(0.01, rel=0.3)
-    assert dense.marks_BNJ2.shape == (1, 84, 5, 2) and bool((dense.distances_BN4 > 0).all())
+    assert (
+        dense.marks_BNJ2 is not None
+        and dense.marks_BNJ2.shape == (1, 84, 5, 2)
+        and bool((dense.distances_BN4 > 0).all())
+    )
     assert not len(decoded(dense, places(SIZES, STRIDES), (SIDE, SIDE), Limits(least=0.2))[0][2])
 
 
