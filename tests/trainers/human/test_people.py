@@ -108,7 +108,7 @@ def test_states_are_told_from_what_is_asked_for() -> None:
         net = small(State, **use).models()["net"]
         counts.append(parameter_count(net.states))
     assert max(counts[:3]) < counts[3]
-    with pytest.raises(UsageError, match="task.use_box=False cannot"):
+    with pytest.raises(UsageError, match=r"task\.use_box=False cannot"):
         State(use_box=False, use_mask=False, use_joints=False)
 
 
