@@ -53,10 +53,10 @@ class Faces(AnchorFree):
 
     def drawn(self, split: str) -> InstanceSet:
         """Return pictures of none to some faces on clutter, with ellipses that are none."""
-        from trainers.synth.faces_scene import faces_scene
+        from trainers.synth.faces_scene import face_scenes
 
         count = COUNTS.get(split, self.pictures)
-        return faces_scene(derive(self.seed, split), count, self.side)
+        return face_scenes(derive(self.seed, split), count, self.side)
 
     def loaded(self, split: str) -> InstanceSet:
         """Return the pictures of a folder of WIDER FACE."""
