@@ -30,10 +30,14 @@ class Objects(AnchorFree):
     """
 
     source: ClassVar[str] = "Lee and Park, CenterMask (2020)"
-    parameters: ClassVar[int] = 1
+    parameters: ClassVar[int] = 385_514
     expected: ClassVar[str] = "0.80"
     title: ClassVar[str] = "Objects"
 
+    batch_size: int = 4
+    minibatches: int = 1000
+    lr: float = 3e-3
+    scale: float = 1.0
     masks: bool = True
     """Cut objects out, too; without it is quicker."""
     classes: int = 8
