@@ -174,7 +174,7 @@ def _cast(random: Random, look: Look, camera: Camera) -> list[Actor]:
         if actor is None:
             continue
         box = outline(camera, actor.person, actor.where)
-        if inside(box, look.side) and all(_cover(box, other) <= look.overlap for other in boxes):
+        if inside(box, look.side) and all(cover(box, other) <= look.overlap for other in boxes):
             actors.append(actor)
             boxes.append(box)
     return actors
@@ -231,7 +231,7 @@ def inside(box: Box, side: int) -> bool:
     return wide > 0 and high > 0 and wide * high > 0.88 * (x1 - x0) * (y1 - y0)
 
 
-def _cover(one: Box, other: Box) -> float:
+def cover(one: Box, other: Box) -> float:
     """Return the part of the smaller box that lies in the other one."""
     wide = min(one[2], other[2]) - max(one[0], other[0])
     high = min(one[3], other[3]) - max(one[1], other[1])
