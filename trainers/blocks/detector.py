@@ -32,6 +32,8 @@ SPLITS = ("train", "val", "test")
 TOGETHER = 20
 """Pictures of one batch of evaluation."""
 SHOWN = 5
+ONE_PLACE = 0.7
+"""Overlap from which two boxes are of one object, whatever their kinds."""
 
 
 @dataclass
@@ -161,9 +163,13 @@ class Detector(Supervised):
         return {"untrained": scores[self.primary]}
 
     def look(self, models: Models, image_HW3: Bytes) -> Found:
-        """Return what is surely found in a picture of any size, in its own pixels."""
+        """Return what is surely found in a picture of any size, in its own pixels.
+
+        Of what is found at one place as two kinds the surer one is kept.
+        """
         import torch
 
+        from kernels.vision import nms
         from trainers.blocks.pixels import normalised
         from trainers.data.instances import Found
         from trainers.synth.instance_views import fitted, undone
@@ -173,7 +179,9 @@ class Detector(Supervised):
         where = next(iter(next(iter(models.values())).parameters())).device
         with torch.no_grad():
             found = Found(*map(on_host, self.found(models, x_BCHW.to(where))[0]))
-        return undone(found.take(found.scores_N >= self.shown), view, image_HW3.shape[:2])
+        found = found.take(found.scores_N >= self.shown)
+        found = found.take(nms(found.boxes_N4, found.scores_N, ONE_PLACE))
+        return undone(found, view, image_HW3.shape[:2])
 
     def predict(self, models: Models, raw: Path) -> dict[str, Any]:
         """Return what is surely found in a picture file, and the path of a drawing of it."""

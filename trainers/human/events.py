@@ -159,6 +159,15 @@ class FallWatch:
         return not self.rule.zones or any(within(x, y, zone) for zone in self.rule.zones)
 
 
+def zones_of(text: str) -> tuple[Polygon, ...]:
+    """Return the zones of a text such as ``0,50 99,50 99,127; 10,0 20,0 20,9``."""
+    zones = []
+    for part in filter(str.strip, text.split(";")):
+        corners = [corner.split(",") for corner in part.split()]
+        zones.append(tuple((float(x), float(y)) for x, y in corners))
+    return tuple(zones)
+
+
 def within(x: float, y: float, polygon: Polygon) -> bool:
     """Return whether a point is in a polygon, by the edges on its left."""
     inside = False

@@ -5,6 +5,7 @@ Shape legend: N people, S states.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from trainers.human.events import FallRule
     from trainers.nets.centermask import Regions
     from trainers.scores.overlap import What
+
+_CORNER = r"\d+(\.\d+)?,\d+(\.\d+)?"
+_ZONE = rf"\s*{_CORNER}(\s+{_CORNER}){{2,}}\s*"
+ZONES = re.compile(rf"({_ZONE}(;{_ZONE})*)?")
+"""Polygons of three corners or more."""
 
 
 @task("human/state")
@@ -51,11 +57,14 @@ class State(People):
     """Seconds that somebody has to lie in a moving picture to be told of as fallen."""
     crouched: bool = False
     """Tell of those who crouch, too."""
+    zones: str = ""
+    """Corners of where falls are told of, such as "0,50 99,50 99,127"; several apart by ;"""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything starts."""
         super().__post_init__()
         some = bool(self.inputs())
+        check("zones", self.zones, ZONES.fullmatch(self.zones) is not None, "x,y x,y x,y; x,y …")
         check("fallen", self.fallen, self.fallen >= 0, "0 or more")
         check("use_box", self.use_box, some, "true, where neither mask nor joints are used")
 
@@ -152,10 +161,10 @@ class State(People):
 
     def fall_rule(self) -> FallRule:
         """Return when somebody is told of."""
-        from trainers.human.events import FallRule
+        from trainers.human.events import FallRule, zones_of
 
         states = ("Lying", "Crouch") if self.crouched else ("Lying",)
-        return FallRule(states=states, after=self.fallen)
+        return FallRule(states=states, after=self.fallen, zones=zones_of(self.zones))
 
     def note(self, scores: dict[str, float]) -> str:
         """Return the words below the score on the picture."""

@@ -7,6 +7,7 @@ import torch
 
 from trainers.data.instances import Found
 from trainers.human.events import Alert, FallRule, FallWatch, within
+from trainers.synth.human_films import human_film
 
 STATES = ("Lying", "Crouch", "Sitting", "Walking", "Standing", "Running")
 RATE = 10
@@ -93,3 +94,22 @@ def test_only_in_zones_if_there_are_any() -> None:
     assert len(watched([(3, "Lying")], FallRule(zones=(elsewhere, crosswalk)))) == 1
     assert not watched([(3, "Lying")], FallRule(zones=(elsewhere,)))
     assert within(5, 5, ((0, 0), (10, 0), (0, 10))) and not within(6, 6, ((0, 0), (10, 0), (0, 10)))
+
+
+@pytest.mark.parametrize(
+    ("script", "falls"), [("fall", 1), ("lie", 1), ("sit", 0), ("crouch", 0), ("walk", 0)]
+)
+def test_falls_of_films_are_told_of_when_states_are_right(script: str, falls: int) -> None:
+    film = human_film(7, (script,))
+    watch, alerts = FallWatch(film.kinds.states), []
+    for number, truth in enumerate(film.truths):
+        assert truth.states_N is not None
+        people = [
+            (tuple(box), STATES[state])
+            for box, state in zip(truth.boxes_N4.tolist(), truth.states_N.tolist(), strict=True)
+        ]
+        alerts += watch.see(number / film.rate, found(*people))
+    assert len(alerts) == falls == len(film.events)
+    for alert, event in zip(alerts, film.events, strict=True):
+        assert 1.0 <= alert.time - event.first / film.rate < 2.0
+    assert len(watch.everybody) == 1

@@ -108,6 +108,11 @@ def test_states_are_told_from_what_is_asked_for() -> None:
         net = small(State, **use).models()["net"]
         counts.append(parameter_count(net.states))
     assert max(counts[:3]) < counts[3]
+    rule = State(zones="0,5.5 9,0 9,9; 1,1 2,2 3,1", crouched=True, fallen=2).fall_rule()
+    assert rule.states == ("Lying", "Crouch") and rule.after == 2
+    assert rule.zones == (((0, 5.5), (9, 0), (9, 9)), ((1, 1), (2, 2), (3, 1)))
+    with pytest.raises(UsageError, match=r"task\.zones=0,5 9,0 cannot"):
+        State(zones="0,5 9,0")
     with pytest.raises(UsageError, match=r"task\.use_box=False cannot"):
         State(use_box=False, use_mask=False, use_joints=False)
 
