@@ -50,6 +50,11 @@ class AnchorFree(Detector):
     """Strides from a place to the furthest side of its box, at most; 8 for large pictures."""
     attention: bool = True
     """Spatial attention, to compare with and without."""
+    fine: bool = False
+    """Read regions from a map of stride 4, too."""
+    coarse: int = 0
+    """Map that a region of the whole picture is read from, 0 for the finest; each finer one is
+    for half of the area. CenterMask has the third."""
     most: int = 50
     """Objects of a picture, at most."""
 
@@ -71,6 +76,8 @@ class AnchorFree(Detector):
         check("levels", self.levels, 3 <= self.levels <= 5, "3 to 5")
         check("towers", self.towers, 1 <= self.towers <= 8, "1 to 8")
         check("reach", self.reach, self.reach > 0, "above 0")
+        maps = self.levels + self.fine
+        check("coarse", self.coarse, 0 <= self.coarse < maps, f"0 to {maps - 1}")
         check("learnt", self.learnt, 1 <= self.learnt <= 1000, "1 to 1000")
         check("keep", self.keep, self.keep in KEPT, "stem, backbone, detector or nothing")
         check("most", self.most, 1 <= self.most <= 1000, "1 to 1000")
@@ -94,7 +101,7 @@ class AnchorFree(Detector):
         """Build the network for what the objects of a set may be."""
         from trainers.nets.centermask import Body, CenterMask
 
-        body = Body(self.backbone, self.norm, self.width, self.levels)
+        body = Body(self.backbone, self.norm, self.width, self.levels, self.fine)
         return CenterMask(body, self.head(kinds), self.regions(kinds))
 
     def head(self, kinds: Kinds) -> HeadShape:

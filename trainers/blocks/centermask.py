@@ -100,7 +100,7 @@ def heads(
     net: CenterMask, maps: Sequence[Tensor], boxes: Sequence[Tensor], label_R: Tensor
 ) -> Said:
     """Return what the heads say of boxes of each picture, of certain classes."""
-    regions_RCHW = pooled(maps, net.strides, boxes, BINS)
+    regions_RCHW = pooled(maps, net.strides, boxes, BINS, net.largest)
     masks_RKHW = None if net.masks is None else net.masks(regions_RCHW)
     joints_RJHW = None if net.joints is None else net.joints(regions_RCHW)
     states_RS = None

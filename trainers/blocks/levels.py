@@ -33,7 +33,11 @@ def level_of(boxes_R4: Tensor, area: float, levels: int, largest: int | None = N
 
 
 def pooled(
-    maps: Sequence[Tensor], strides: Sequence[int], rois: Sequence[Tensor], bins: int
+    maps: Sequence[Tensor],
+    strides: Sequence[int],
+    rois: Sequence[Tensor],
+    bins: int,
+    largest: int | None = None,
 ) -> Tensor:
     """Return regions_RCHW of bins x bins, those of the first picture first.
 
@@ -42,12 +46,13 @@ def pooled(
         strides: pixels of the picture for one of each map.
         rois: boxes_r4 of each picture, in its pixels.
         bins: height and width of a region.
+        largest: see ``level_of``.
     """
     boxes_R4 = torch.cat(list(rois))
     picture_R = torch.cat([one.new_full((len(one), 1), n) for n, one in enumerate(rois)])
     rois_R5 = torch.cat([picture_R, boxes_R4], 1)
     area = math.prod(maps[0].shape[2:]) * strides[0] ** 2
-    level_R = level_of(boxes_R4, area, len(maps))
+    level_R = level_of(boxes_R4, area, len(maps), largest)
     made = maps[0].new_zeros(len(boxes_R4), maps[0].shape[1], bins, bins)
     for level, (x_BCHW, stride) in enumerate(zip(maps, strides, strict=True)):
         own = (level_R == level).nonzero()[:, 0]

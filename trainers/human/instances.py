@@ -80,4 +80,4 @@ class Objects(AnchorFree):
         from trainers.nets.centermask import Regions
 
         wide = min(self.width, 256)
-        return Regions(self.masks, 0, self.attention, wide, self.towers)
+        return Regions(self.masks, 0, self.attention, wide, self.towers, self.coarse)

@@ -28,6 +28,7 @@ class People(AnchorFree):
     """Finds people and their joints; a subclass says what else."""
 
     scale: float = 1.1
+    fine: bool = True
     joints: int = 17
     """17 as COCO has them, or 18 with the neck."""
     pictures: int = 600

@@ -43,7 +43,7 @@ class Pose(People):
         """Return the head of the joints."""
         from trainers.nets.centermask import Regions
 
-        return Regions(joints=self.joints, width=self.width, convs=self.towers)
+        return Regions(False, self.joints, False, self.width, self.towers, self.coarse)
 
     def judged(self) -> tuple[What, ...]:
         """Return what of an object is judged."""

@@ -84,7 +84,7 @@ class State(People):
         """Return the heads of masks, joints and states."""
         from trainers.nets.centermask import Regions
 
-        size = (self.attention, self.width, self.towers)
+        size = (self.attention, self.width, self.towers, self.coarse)
         return Regions(True, self.joints, *size, len(kinds.states), self.inputs())
 
     def state_weights(self) -> Tensor | None:

@@ -17,7 +17,7 @@ from trainers.nets.fpn import FeaturePyramid
 from trainers.nets.roi_heads import JointHead, MaskHead, StateHead
 from trainers.nets.vovnet import VoVNet
 
-MAPS = ("stage3", "stage4", "stage5")
+MAPS = ("stage2", "stage3", "stage4", "stage5")
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,19 @@ class Body:
     width: int = 256
     """Channels of the pyramid."""
     levels: int = 5
-    """Maps of the pyramid, from stride 8 on: 3 to 5."""
+    """Maps of the pyramid that boxes are found on, from stride 8 on: 3 to 5."""
+    fine: bool = False
+    """Another map of stride 4, which regions alone are read from."""
 
     @property
     def strides(self) -> tuple[int, ...]:
         """Return the strides of the maps."""
         return tuple(8 * 2**level for level in range(self.levels))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Return the layers of the backbone that the pyramid is made of."""
+        return MAPS if self.fine else MAPS[1:]
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,9 @@ class Regions:
     width: int = 256
     convs: int = 4
     """Convolutions of the mask head; the joints' has twice as many."""
+    largest: int | None = None
+    """Map that a region of the whole picture is read from, 0 for the finest (default: the last);
+    each finer one is for half of the area."""
     states: int = 0
     inputs: tuple[str, ...] = ("box", "mask", "joints")
     """What states are told from."""
@@ -61,10 +71,13 @@ class CenterMask(nn.Module):
         """Build it; the head takes its width and number of levels from the body."""
         super().__init__()
         regions = regions or Regions()
-        self.strides = body.strides
+        self.largest = regions.largest
+        self.levels, self.stages = body.levels, body.stages
+        self.strides = (4, *body.strides) if body.fine else body.strides
+        """Of the maps that regions are read from."""
         self.backbone = VoVNet(body.backbone, body.norm)
-        channels = [self.backbone.channels[name] for name in MAPS]
-        self.pyramid = FeaturePyramid(channels, body.width, body.levels - len(MAPS))
+        channels = [self.backbone.channels[name] for name in body.stages]
+        self.pyramid = FeaturePyramid(channels, body.width, len(self.strides) - len(channels))
         self.head = FCOSHead(head, body.strides)
         wide, convs = regions.width, regions.convs
         self.masks = None
@@ -84,13 +97,13 @@ class CenterMask(nn.Module):
 
     def maps(self, x_BCHW: Tensor) -> list[Tensor]:
         """Return the pyramid of pictures, finest first."""
-        found = self.backbone.features(x_BCHW, *MAPS)
-        maps: list[Tensor] = self.pyramid([found[name] for name in MAPS])
+        found = self.backbone.features(x_BCHW, *self.stages)
+        maps: list[Tensor] = self.pyramid([found[name] for name in self.stages])
         return maps
 
     def dense(self, maps: Sequence[Tensor]) -> Dense:
         """Return what every place of a pyramid says."""
-        answer: Dense = self.head(maps)
+        answer: Dense = self.head(maps[-self.levels :])
         return answer
 
     def forward(self, x_BCHW: Tensor) -> Dense:
