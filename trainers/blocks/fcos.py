@@ -25,6 +25,8 @@ ALPHA, GAMMA = 0.25, 2.0
 """Of the focal loss (Lin et al., 2017)."""
 RADIUS = 1.5
 """Places so many strides from an object's middle belong to it."""
+NEAR = 0.1
+"""Strides from a landmark within which its error costs its square."""
 NOTHING, IGNORED = -1, -2
 
 
@@ -163,7 +165,9 @@ def _positive(
             wanted_DJ2 = own.joints_NJ3[..., :2] - points_D2[:, None]
             wanted_DJ2 = wanted_DJ2 / where.strides_N[place_D][:, None, None]
             marks_DJ2 = dense.marks_BNJ2[number, place_D]
-            off_DJ = functional.smooth_l1_loss(marks_DJ2, wanted_DJ2, reduction="none").sum(-1)
+            off_DJ = functional.smooth_l1_loss(
+                marks_DJ2, wanted_DJ2, reduction="none", beta=NEAR
+            ).sum(-1)
             off_DJ = off_DJ.masked_fill(own.joints_NJ3[..., 2] < HIDDEN, float("nan"))
     return giou(said_D4, own.boxes_N4), middle_D, entropy_D, off_DJ
 

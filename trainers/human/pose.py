@@ -29,9 +29,13 @@ class Pose(People):
 
     primary: ClassVar[str] = "joint_AP50"
     source: ClassVar[str] = "He et al., Mask R-CNN (2017), section 5, on CenterMask (2020)"
-    parameters: ClassVar[int] = 1
+    parameters: ClassVar[int] = 450_778
     expected: ClassVar[str] = "0.80"
     title: ClassVar[str] = "Joints of people"
+
+    batch_size: int = 4
+    minibatches: int = 1200
+    lr: float = 3e-3
 
     def loaded(self, split: str) -> InstanceSet:
         """Return the pictures of a folder with COCO's keypoints."""
@@ -50,7 +54,10 @@ class Pose(People):
         return ("box", "joint")
 
     def score(self, models: Models, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return COCO's box and keypoint AP; PCK in true boxes; AUROC of the confidence."""
+        """Return COCO's box and keypoint AP; PCK in true boxes; AUROC of the confidence.
+
+        PCK is the share of labelled joints within a fifth of the torso.
+        """
         from trainers.human.people import joint_scores
 
         batches = list(batches)

@@ -122,11 +122,12 @@ def test_the_right_answers_cost_nothing_and_wrong_ones_something(where: Places) 
     entropy = -(math.log(1 / 3) / 3 + math.log(2 / 3) * 2 / 3)
     assert float(losses["centre"].total) == pytest.approx(4 * entropy, rel=1e-4)
     assert float(losses["boxes"].total) == pytest.approx(0, abs=1e-4)
-    # A pixel of error is an eighth of a stride; the unlabelled landmark costs nothing.
+    # A pixel of error is an eighth of a stride, 0.05 above the square's end; the unlabelled
+    # landmark costs nothing.
     assert dense.marks_BNJ2 is not None
     moved = dense._replace(marks_BNJ2=dense.marks_BNJ2 + 1 / 8)
     total = float(dense_loss(moved, where, [truth])["landmarks"].total)
-    assert total == pytest.approx(4 * 2 * 0.5 / 64, rel=1e-4)
+    assert total == pytest.approx(4 * 2 * (1 / 8 - 0.05), rel=1e-4)
     larger = dense._replace(distances_BN4=dense.distances_BN4 * 2)
     assert float(dense_loss(larger, where, [truth])["boxes"].total) > 0.5
 
