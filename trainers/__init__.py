@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from trainers import human, retrieval, road, speech, zoo
+from trainers import face, human, retrieval, road, speech, zoo
 
-__all__ = ["human", "retrieval", "road", "speech", "zoo"]
+__all__ = ["face", "human", "retrieval", "road", "speech", "zoo"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dlplatform.seeds import derive
-from dlplatform.task import Models, Task
+from dlplatform.task import Models, Task, added
 
 
 def trained(task: Task, minibatches: int, clip: float = 0.0) -> Models:
@@ -21,8 +21,7 @@ def trained(task: Task, minibatches: int, clip: float = 0.0) -> Models:
             optimizer = optimizers[name]
             optimizer.param_groups[0]["lr"] = rates[name] * task.rate(number / minibatches)
             optimizer.zero_grad()
-            loss = sum(terms.values()) if isinstance(terms, dict) else terms
-            loss.backward()
+            added(terms).backward()
             if clip:
                 torch.nn.utils.clip_grad_norm_(groups[name], clip)
             optimizer.step()

@@ -155,8 +155,8 @@ class Segmenter(Supervised):
         """
         import numpy as np
 
-        from trainers.pictures.classmaps import write_film, write_maps
-        from trainers.pictures.files import frames, open_picture
+        from trainers.pictures.classmaps import FOLDER, write_maps
+        from trainers.pictures.files import frames, open_picture, write_film
         from trainers.pictures.sheet import overlay
 
         kinds = self.scenes("test").kinds
@@ -167,7 +167,9 @@ class Segmenter(Supervised):
             shown.append(overlay(np.array(frame), kinds.paint(labels_HW), 0.5))
             milliseconds.append(each)
         if shown:
-            files = write_film(raw, shown, milliseconds)
+            path = raw.parent / FOLDER / f"{raw.stem}_overlay.gif"
+            write_film(path, shown, milliseconds)
+            files = {"overlay": str(path)}
         else:
             picture = open_picture(raw, "RGB")
             labels_HW = self._named(models, picture)

@@ -1,14 +1,38 @@
-"""Weights a user has for a network: a safetensors file, read or refused in one line."""
+"""Weights a user has for a network: a safetensors file or a run, read or refused in one line."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from dlplatform.checkpoint import Checkpoint, weights_of
 from dlplatform.errors import UsageError
+from dlplatform.task import Models
+
+
+def take_fitting(models: Models, folder: str, setting: str) -> list[str]:
+    """Take the weights of a finished run wherever name and shape are the same.
+
+    So a detector learns other classes, or gets more heads. Returns the names of what stays new.
+
+    Raises:
+        UsageError: when the folder holds no checkpoint, or one of quite another network.
+    """
+    saved, own = Checkpoint.load(Path(folder)).weights, weights_of(models)
+    fitting = [name for name in own if name in saved and saved[name].shape == own[name].shape]
+    if len(fitting) < len(own) / 2:
+        raise UsageError(
+            f"{setting}={folder} fits {len(fitting)} of {len(own)} weights - allowed: a run of the "
+            "same backbone and width - do: set those as that run had them"
+        )
+    with torch.no_grad():
+        for name in fitting:
+            own[name].copy_(saved[name])
+    return sorted(set(own) - set(fitting))
 
 
 def read_weights(net: nn.Module, path: Path, setting: str) -> None:

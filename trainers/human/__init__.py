@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from trainers.human import sensors
+from trainers.human import instances, pose, sensors, state
 
-__all__ = ["sensors"]
+__all__ = ["instances", "pose", "sensors", "state"]

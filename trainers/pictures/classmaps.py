@@ -5,16 +5,15 @@ Shape legend: H height, W width, 3 RGB.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dlplatform.errors import UsageError
 from trainers.data.scenes import Bytes, Kinds
+from trainers.pictures.files import writing
 from trainers.pictures.sheet import INK, PAPER, Heading, Row, Tile, draw_sheet, overlay, write
 from trainers.scores.segmentation import IGNORED
 
@@ -65,34 +64,10 @@ def write_maps(raw: Path, image_HW3: Bytes, labels_HW: Bytes, kinds: Kinds) -> d
         if classes:
             files[name] = np.isin(labels_HW, classes).astype(np.uint8) * np.uint8(255)
     paths = {name: raw.parent / FOLDER / f"{raw.stem}_{name}.png" for name in files}
-    with _writing(raw.parent / FOLDER):
+    with writing(raw.parent / FOLDER):
         for name, path in paths.items():
             Image.fromarray(files[name]).save(path)
     return {name: str(path) for name, path in paths.items()}
-
-
-def write_film(raw: Path, shown: Sequence[Bytes], milliseconds: Sequence[float]) -> dict[str, str]:
-    """Write the overlays of a moving picture as a GIF of the same pace; return its path.
-
-    It goes to the folder ``segmented`` beside the picture.
-    """
-    path = raw.parent / FOLDER / f"{raw.stem}_overlay.gif"
-    first, *others = (Image.fromarray(one) for one in shown)
-    with _writing(path.parent):
-        first.save(path, save_all=True, append_images=others, duration=list(milliseconds), loop=0)
-    return {"overlay": str(path)}
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(exist_ok=True)
-        yield
-    except OSError as error:
-        raise UsageError(
-            f"{folder} cannot be written ({error}) - allowed: pictures in a folder that you may "
-            "write to - copy the picture to one"
-        ) from error
 
 
 def _legend(kinds: Kinds, iou: Sequence[float]) -> Image.Image:

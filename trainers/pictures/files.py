@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,28 @@ def read_fitted(path: Path, channels: int, height: int, width: int) -> NDArray[n
     picture = open_picture(path, "L" if channels == 1 else "RGB")
     fitted = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BOX))
     return np.ascontiguousarray(fitted.reshape(height, width, channels).transpose(2, 0, 1))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make a folder for what is written inside; raises UsageError where that cannot be done."""
+    try:
+        folder.mkdir(exist_ok=True)
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be written ({error}) - allowed: pictures in a folder that you may "
+            "write to - copy the picture to one"
+        ) from error
+
+
+def write_film(
+    path: Path, shown: Sequence[NDArray[np.uint8]], milliseconds: Sequence[float]
+) -> None:
+    """Write RGB pictures (H, W, 3) as a GIF, each shown for its time; makes the folder."""
+    first, *others = (Image.fromarray(one) for one in shown)
+    with writing(path.parent):
+        first.save(path, save_all=True, append_images=others, duration=list(milliseconds), loop=0)
 
 
 def _no_picture(path: Path, error: Exception) -> UsageError:

@@ -1,0 +1,54 @@
+"""Tiny detectors and pictures of users for their tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from learning import trained
+from PIL import Image
+
+from dlplatform.seeds import derive
+from dlplatform.task import Models
+from trainers.blocks.anchorfree import AnchorFree
+from trainers.blocks.detector import Batch
+
+SMALL: dict[str, Any] = {"side": 64, "width": 16, "towers": 1, "batch_size": 2, "pictures": 6}
+
+
+def scored(task: AnchorFree, minibatches: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the validation scores after so many minibatches, and without any."""
+    task.minibatches = minibatches
+    scores = []
+    for count in (minibatches, 0):
+        models = trained(task, count)
+        with torch.no_grad():
+            scores.append(task.score(models, task.batches("val")))
+    return scores[0], scores[1]
+
+
+def begun(task: AnchorFree) -> Models:
+    """Return a task's networks before training, ready to answer."""
+    torch.manual_seed(derive(task.seed, "init"))
+    models = task.models()
+    for net in models.values():
+        net.eval()
+    return models
+
+
+def written(task: AnchorFree, folder: Path, frames: int = 1) -> Path:
+    """Write a test picture to a file larger than the task's side, or a moving one of it."""
+    image = Image.fromarray(task.examples("test")[0][0]).resize((160, 100))
+    path = folder / ("moving.gif" if frames > 1 else "picture.png")
+    more = [image.rotate(number, fillcolor=(90, 90, 90)) for number in range(1, frames)]
+    options = {"save_all": True, "append_images": more, "duration": 500} if more else {}
+    image.save(path, **options)
+    return path
+
+
+def halves(batch: Batch) -> list[Batch]:
+    """Return the two halves of a batch, as two workers would have them."""
+    x_BCHW, truths = batch
+    middle = len(truths) // 2
+    return [(x_BCHW[:middle], truths[:middle]), (x_BCHW[middle:], truths[middle:])]

@@ -1,0 +1,83 @@
+"""human/instances: where the objects of a picture are, of which of 80 kinds, and their outlines.
+
+Shape legend: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from dlplatform.seeds import derive
+from dlplatform.task import task
+from trainers.blocks.anchorfree import AnchorFree
+from trainers.blocks.settings import check
+
+if TYPE_CHECKING:
+    from trainers.data.instances import InstanceSet, Kinds
+    from trainers.nets.centermask import Regions
+    from trainers.scores.overlap import What
+
+COUNTS = {"val": 50, "test": 150}
+
+
+@task("human/instances")
+@dataclass
+class Objects(AnchorFree):
+    """Objects found and cut out at once.
+
+    A batch is a pair (x_BCHW normalised, the objects of each picture).
+    """
+
+    source: ClassVar[str] = "Lee and Park, CenterMask (2020)"
+    parameters: ClassVar[int] = 385_514
+    expected: ClassVar[str] = "0.80"
+    title: ClassVar[str] = "Objects"
+
+    batch_size: int = 4
+    minibatches: int = 1000
+    lr: float = 3e-3
+    scale: float = 1.0
+    masks: bool = True
+    """Cut objects out, too; without it is quicker."""
+    classes: int = 8
+    """Kinds of objects that are drawn, up to 80."""
+
+    pictures: int = 600
+    """Pictures to train on that are drawn."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, before anything starts."""
+        super().__post_init__()
+        check("classes", self.classes, 1 <= self.classes <= 80, "1 to 80")
+        check("pictures", self.pictures, self.pictures >= 1, "1 or more")
+
+    def drawn(self, split: str) -> InstanceSet:
+        """Return pictures of shapes in textures."""
+        from trainers.synth.objects import objects
+
+        count = COUNTS.get(split, self.pictures)
+        return objects(derive(self.seed, split), count, self.classes, self.side)
+
+    def loaded(self, split: str) -> InstanceSet:
+        """Return the pictures of a folder in COCO's format."""
+        from trainers.data.coco import load_coco
+
+        return load_coco(self.data, masks=self.masks)[split]
+
+    def judged(self) -> tuple[What, ...]:
+        """Return what of an object is judged."""
+        return ("box", "mask") if self.masks else ("box",)
+
+    def note(self, scores: dict[str, float]) -> str:
+        """Return the words below the score on the picture."""
+        if not self.masks:
+            return super().note(scores)
+        return f"{scores['mask_AP50']:.1%} mask AP50; answers surer than {self.shown:g}"
+
+    def regions(self, kinds: Kinds) -> Regions | None:
+        """Return the head of the masks."""
+        from trainers.nets.centermask import Regions
+
+        wide = min(self.width, 256)
+        return Regions(self.masks, 0, self.attention, wide, self.towers, self.coarse)
