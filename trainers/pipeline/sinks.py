@@ -23,13 +23,15 @@ from trainers.data.scenes import Bytes
 from trainers.pictures.files import USUAL, write_film, writing
 from trainers.pictures.found import told
 from trainers.pictures.instances import COLOURS, draw_objects
-from trainers.pipeline.events import Polygon
+from trainers.pipeline.events import Alert, Polygon
 from trainers.pipeline.frame import UNTRACKED, Frame, Speed
 from trainers.pipeline.sources import video_library
 
 STRIP = 22
 """Pixels of the line below a frame."""
 PAPER, INK, WARNING = (24, 26, 32), (230, 232, 238), (239, 71, 111)
+LINGER = 1.0
+"""Seconds for which an alert is shown."""
 TICKS = 1000
 """Units of time in a film's second."""
 
@@ -87,16 +89,18 @@ def draw_frame(
     # the words and colours of an object are those of a kind of its own
     drawn = draw_objects(frame.image_HW3, found, names, 0.0)
     scale, pen = drawn.width / frame.image_HW3.shape[1], ImageDraw.Draw(drawn)
-    for corners in (zones or {}).values():
+    font = ImageFont.load_default(size=14)
+    for name, corners in (zones or {}).items():
         places = [(x * scale, y * scale) for x, y in corners]
         pen.line([*places, places[0]], fill=INK, width=2)
+        pen.text((places[0][0] + 4, places[0][1] + 2), name, fill=INK, font=font)
     for alert in frame.alerts:
         x0, y0, x1, y1 = (value * scale for value in alert.box)
         pen.rectangle((x0 - 4, y0 - 4, x1 + 3, y1 + 3), outline=WARNING, width=4)
     sheet = Image.new("RGB", (drawn.width, drawn.height + STRIP), PAPER)
     sheet.paste(drawn)
     words = f"{frame.time:.2f} s" + (f"   {speed}" if speed and speed.frames else "")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
+    pen = ImageDraw.Draw(sheet)
     pen.text((6, drawn.height + 3), words, fill=INK, font=font)
     if frame.alerts:
         called = ", ".join(f"{one.rule} #{one.track} {one.zone}".strip() for one in frame.alerts)
@@ -120,7 +124,8 @@ def _named(frame: Frame, kinds: Kinds) -> tuple[Kinds, Found]:
 class Drawing:
     """The stage that draws frames into a folder of PNG, a GIF or a film, by the path's ending.
 
-    A film is written as it comes (PyAV); a GIF is kept until it is closed. Raises UsageError for
+    A film is written as it comes (PyAV); a GIF is kept until it is closed. An alert is shown for a
+    second. Raises UsageError for
     another ending.
     """
 
@@ -139,10 +144,14 @@ class Drawing:
         self.path, self.kinds, self.speed, self.zones = path, kinds, speed, zones
         self._kept: list[tuple[float, Bytes]] = []
         self._film: Film | None = None
+        self._alerts: tuple[Alert, ...] = ()
 
     def __call__(self, frame: Frame) -> Frame:
         """Draw a frame."""
-        drawn, ending = draw_frame(frame, self.kinds, self.speed, self.zones), self.path.suffix
+        recent = [alert for alert in self._alerts if 0 <= frame.time - alert.time < LINGER]
+        self._alerts = (*recent, *frame.alerts)
+        shown, ending = replace(frame, alerts=self._alerts), self.path.suffix
+        drawn = draw_frame(shown, self.kinds, self.speed, self.zones)
         if not ending:
             with writing(self.path):
                 stem = Path(frame.source).stem or "frame"

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dlplatform.errors import UsageError
 from trainers.data.instances import Found, Kinds
 from trainers.data.scenes import Bytes
 from trainers.pictures.found import FOLDER, answer_file
@@ -17,6 +18,10 @@ from trainers.pipeline.sinks import Drawing, JsonLines
 from trainers.pipeline.sources import open_source
 from trainers.pipeline.tags import Tagger
 from trainers.pipeline.tracker import Tracker, Tracking
+
+if TYPE_CHECKING:
+    from dlplatform.task import Models
+    from trainers.blocks.detector import Detector
 
 Look = Callable[[Bytes], Found]
 
@@ -93,3 +98,25 @@ STILLS = (".gif", ".webp", ".png")
 
 def _until(frames: Iterable[Frame], seconds: float) -> Iterable[Frame]:
     return takewhile(lambda frame: frame.time < seconds, frames)
+
+
+def load_detector(folder: str | Path, device: str = "cpu") -> tuple[Detector, Models]:
+    """Return the task and the networks of a run that trained a detector, on a device.
+
+    Raises UsageError for a folder that is none.
+    """
+    from dlplatform.checkpoint import load_models
+    from dlplatform.device import choose
+    from dlplatform.world import World
+    from trainers.blocks.detector import Detector
+
+    if not Path(folder).is_dir():
+        raise UsageError(f"{folder} is not a folder - allowed: a run - do: ls outputs/*/*")
+    where = choose(device, World(), setting="device")
+    task, models = load_models(folder)
+    if not isinstance(task, Detector):
+        raise UsageError(
+            f"{folder} trained {type(task).__name__}, which finds no objects - allowed: runs of "
+            "human/..., face/detection, zoo/...rcnn - do: name another run"
+        )
+    return task, {name: model.to(where) for name, model in models.items()}

@@ -163,7 +163,7 @@ KINDS = Kinds(("disc", "square", "star"))
 
 def shown(tagger: Tagger, source: str, story: Sequence[tuple[str, ...]]) -> None:
     """Show ten frames of each stretch of a film."""
-    for number, names in enumerate(name for names in story for name in [names] * 10):
+    for number, names in enumerate(some for some in story for _ in range(10)):
         labels_N = torch.tensor([KINDS.names.index(name) for name in names]).long()
         found = Found(torch.zeros(len(names), 4), labels_N, torch.full((len(names),), 0.8))
         image_HW3 = np.zeros((2, 2, 3), np.uint8)

@@ -102,8 +102,8 @@ def test_many_objects_appear_and_leave_without_exchange() -> None:
     tracker, whose = Tracker(), {}
     starts = [(time, lane) for time in range(0, 40, 8) for lane in (15.0, 50.0, 85.0)]
     for time in range(80):
-        there = [(s, l) for s, l in starts if 0 <= time - s < 40]
-        places = [(5 + 4.5 * (time - s), l) for s, l in there]
+        there = [(start, lane) for start, lane in starts if 0 <= time - start < 40]
+        places = [(5 + 4.5 * (time - start), lane) for start, lane in there]
         jitter = random.normal(0, 0.5, (len(places), 2)) if places else 0
         frame = Frame(BLANK, time / 10, "film", time, found(np.array(places) + jitter))
         for truth, number in zip(there, tracker(frame).ids, strict=True):

@@ -1,0 +1,112 @@
+"""Watch films or a camera with a trained detector: tracks, alarms, an index of what is seen when.
+
+python scripts/watch.py --run outputs/state street.mp4 --fallen Lying --zone walk=0,90,99,90,99,128
+python scripts/watch.py --run outputs/weapons camera:0 --seconds 60 --alarm knife --false-alarms 0.1
+python scripts/watch.py --run outputs/objects a.mp4 b.mp4 c.mp4 --out found
+
+Alerts are printed as they come, a line of JSON each; then a line for each film, and for each the
+films most like it. Lines and drawn films go to the folder, and ``index.json`` with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from dlplatform.errors import PlatformError, UsageError
+from trainers.blocks.detector import Detector
+from trainers.pipeline.events import Alert, Polygon, Rule
+from trainers.pipeline.judged import threshold_at
+from trainers.pipeline.tags import Tagger
+from trainers.pipeline.watch import Watching, load_detector, watch
+
+
+def main() -> None:
+    """Watch all sources, one after the other."""
+    given = arguments()
+    task, models = load_detector(given.run, given.device)
+    kinds = task.examples("test").kinds
+    zones = dict(zone(text) for text in given.zone)
+    rules = []
+    if given.fallen:
+        rules.append(Rule("fallen", tuple(given.fallen), lasts=given.lasts, zones=zones))
+    if given.alarm:
+        places = [kinds.names.index(name) for name in given.alarm if name in kinds.names]
+        sure = given.sure if given.sure is not None else chosen(task, models, given, places)
+        task.shown = min(task.shown, sure)
+        named = ("alarm", (), tuple(given.alarm), sure)
+        rules.append(Rule(*named, lasts=given.lasts, zones=zones))
+    tagger = Tagger(kinds)
+    watching = Watching(rules, tell=tell, folder=given.out, seconds=given.seconds, tagger=tagger)
+    with torch.inference_mode():
+        for source in given.source:
+            told = watch(source, lambda image_HW3: task.look(models, image_HW3), kinds, watching)
+            told = {name: told[name] for name in ("tracks", "seen", "speed", "lines", "picture")}
+            print(json.dumps({"source": source, **told}), flush=True)
+    for source in given.source if len(given.source) > 1 else ():
+        print(json.dumps({"source": source, "alike": tagger.alike(source)}))
+    tagger.save((given.out or Path(told["lines"]).parent) / "index.json")
+
+
+def chosen(
+    task: Detector, models: dict[str, torch.nn.Module], given: argparse.Namespace, places: list[int]
+) -> float:
+    """Return the score that keeps false alarms of validation pictures at what is allowed."""
+    where = next(iter(next(iter(models.values())).parameters())).device
+    with torch.inference_mode():
+        batches = ((x_BCHW.to(where), truths) for x_BCHW, truths in task.batches("val"))
+        found = threshold_at(task.answers(models, batches), given.false_alarms, places)
+    facts = f"recall {found.recall:.1%}, {found.false_per_picture:.3f} false a picture"
+    print(f"from a score of {found.score:.3f} on: {facts} (validation)", file=sys.stderr)
+    return found.score
+
+
+def tell(alert: Alert) -> None:
+    """Print an alert at once."""
+    print(json.dumps({"alert": alert.record()}), flush=True)
+
+
+def zone(text: str) -> tuple[str, Polygon]:
+    """Return the name and the corners of NAME=X,Y,X,Y,X,Y."""
+    name, _, numbers = text.partition("=")
+    try:
+        values = [float(value) for value in numbers.split(",")]
+    except ValueError:
+        values = []
+    if not name or len(values) < 6 or len(values) % 2:
+        raise UsageError(
+            f"--zone {text} cannot work - allowed: NAME=X,Y,X,Y,X,Y with three corners or more, in "
+            "pixels - do: correct it"
+        )
+    return name, tuple(zip(values[::2], values[1::2], strict=True))
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("source", nargs="+", help="film, GIF, camera:NUMBER or rtsp:// address")
+    parser.add_argument("--run", required=True, help="folder of the run that trained the detector")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, auto (default: cpu)")
+    parser.add_argument("--out", type=Path, help="folder for lines, drawings, index")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of each source")
+    parser.add_argument("--fallen", nargs="+", metavar="STATE", help="tell of these states")
+    parser.add_argument("--alarm", nargs="+", metavar="KIND", help="tell of these kinds")
+    parser.add_argument("--lasts", type=float, default=1.0, help="seconds before an alert")
+    parser.add_argument("--zone", action="append", default=[], help="NAME=X,Y,X,Y,X,Y in pixels")
+    parser.add_argument("--sure", type=float, help="score of an alarm (default: by validation)")
+    parser.add_argument(
+        "--false-alarms", type=float, default=0.1, help="a validation picture, to choose the score"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PlatformError as error:
+        print(f"dlp: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
