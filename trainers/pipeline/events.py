@@ -53,7 +53,7 @@ class Rule:
     still: float = 0.0
     """Most that the middle may move meanwhile, in longer sides of the box; 0: any."""
     gap: float = 0.5
-    """Seconds out of sight after which it must last from the beginning again."""
+    """Seconds unseen in frames that came after which it must last from the beginning again."""
 
     def chances(self, found: Found, kinds: Kinds) -> Tensor:
         """Return the chance_N of what is waited for, of each object that was found.
@@ -131,6 +131,7 @@ class Alarm:
         self.rule, self.kinds, self.tell = rule, kinds, tell
         rule.chances(Found(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0)), kinds)
         self._cases: dict[tuple[str, int], _Case] = {}
+        self._before: dict[str, float] = {}
 
     def __call__(self, frame: Frame) -> Frame:
         """Look at the tracked objects of a frame."""
@@ -142,6 +143,7 @@ class Alarm:
             if self.tell is not None:
                 self.tell(alert)
         _forget(self._cases, frame)
+        self._before[frame.source] = frame.time
         return replace(frame, alerts=(*frame.alerts, *alerts)) if alerts else frame
 
     def _look(self, frame: Frame, number: int, chance: float) -> list[Alert]:
@@ -149,7 +151,7 @@ class Alarm:
         box = box_of(frame.found, number)
         zone = rule.zone(box)
         case = self._cases.setdefault(key, _Case(now, chance))
-        if now - case.seen > rule.gap:
+        if case.seen < self._before.get(frame.source, now) and now - case.seen > rule.gap:
             case.first = case.since = None
         case.chance = smoothed(case.chance, chance, now - case.seen, rule.smoothing)
         case.seen = now

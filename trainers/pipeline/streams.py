@@ -236,7 +236,8 @@ def together(task: Detector, models: Models) -> Together:
     """Return what finds the objects of several pictures of any sizes at once with a detector."""
     import torch
 
-    from trainers.blocks.detector import on_host
+    from kernels.vision import nms
+    from trainers.blocks.detector import ONE_PLACE, on_host
     from trainers.blocks.pixels import normalised
     from trainers.synth.instance_views import fitted, undone
 
@@ -252,6 +253,7 @@ def together(task: Detector, models: Models) -> Together:
         for one, view, image_HW3 in zip(answers, views, images, strict=True):
             one = Found(*map(on_host, one))
             sure = one.take(one.scores_N >= task.shown)
+            sure = sure.take(nms(sure.boxes_N4, sure.scores_N, ONE_PLACE))
             found.append(undone(sure, view, image_HW3.shape[:2]))
         return found
 

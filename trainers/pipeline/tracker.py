@@ -44,7 +44,8 @@ class Tracking:
     """Most that middles may be apart, in longer sides, where boxes overlap too little: who falls
     is soon of another shape."""
     births: int = 3
-    """Frames in a row in which something is found before it has a number."""
+    """Frames in a row in which something is found before it has a number; what is there in a
+    source's first frame has one at once, since it cannot have come in."""
     patience: int = 30
     """Frames that an object may be hidden before its track ends."""
     sure: float = 0.0
@@ -66,6 +67,7 @@ class Tracker:
 
     def __call__(self, frame: Frame) -> Frame:
         """Say which track each object that was found belongs to."""
+        births = self.tracking.births if self._last is not None else 1
         self._move(1 if self._last is None else max(1, frame.number - self._last))
         self._last = frame.number
         self._keep(self._hidden <= self.tracking.patience)
@@ -79,7 +81,7 @@ class Tracker:
         fresh = np.flatnonzero((tracks_N < 0) & (_scores(frame.found) >= self.tracking.sure))
         tracks_N[fresh] = np.arange(len(fresh)) + len(self.numbers)
         self._begin(seen_N4[fresh], _labels(frame.found)[fresh])
-        for track in np.flatnonzero((self.numbers == 0) & (self._hits >= self.tracking.births)):
+        for track in np.flatnonzero((self.numbers == 0) & (self._hits >= births)):
             self._born += 1
             self.numbers[track] = self._born
         ids = [self.numbers[track] if track >= 0 else 0 for track in tracks_N]

@@ -13,9 +13,10 @@ from torch import nn
 from dlplatform.errors import UsageError
 from trainers.data.instances import Found, Instances, Kinds
 from trainers.data.scenes import Bytes
+from trainers.human.instances import Objects
 from trainers.pipeline.frame import Frame
 from trainers.pipeline.judged import counted, threshold_at
-from trainers.pipeline.streams import Server, Serving, paced, panned
+from trainers.pipeline.streams import Server, Serving, paced, panned, together
 from trainers.pipeline.tags import Tagger, cosine, tag_f1
 from trainers.pipeline.tracker import Tracker
 
@@ -109,6 +110,19 @@ def test_a_channel_without_answers_is_called_starved() -> None:
         server.offer("other", frame)
     server.step()
     assert server.report()["starved"] == ["other"]
+
+
+@torch.no_grad()
+def test_pictures_looked_at_together_are_answered_as_one_by_one() -> None:
+    task = Objects(side=64, width=16, shown=0.0, most=5)
+    models = {name: model.eval() for name, model in task.models().items()}
+    random = np.random.RandomState(0)
+    sizes = ((64, 64), (40, 90), (120, 70))
+    images = [random.randint(0, 255, (*size, 3)).astype(np.uint8) for size in sizes]
+    for image_HW3, found in zip(images, together(task, models)(images), strict=True):
+        alone = task.look(models, image_HW3)
+        assert len(found.scores_N) and found.labels_N.tolist() == alone.labels_N.tolist()
+        torch.testing.assert_close(found.boxes_N4, alone.boxes_N4, atol=1e-2, rtol=1e-3)
 
 
 def test_panned_streams_move_over_a_picture_and_paced_ones_do_not_hurry() -> None:

@@ -64,8 +64,8 @@ def test_frames_that_were_dropped_count() -> None:
 
 def test_what_is_found_once_has_no_number_and_numbers_never_come_again() -> None:
     tracker = Tracker(Tracking(patience=5))
-    ids = followed(tracker, [(0, found([(20, 20)])), (1, found([])), (2, found([]))])
-    assert ids == [(UNTRACKED,), (), ()]
+    ids = followed(tracker, [(0, found([])), (1, found([(20, 20)])), (2, found([]))])
+    assert ids == [(), (UNTRACKED,), ()]
     every = []
     for visit in range(3):
         first = 10 + 20 * visit
@@ -81,6 +81,12 @@ def test_who_falls_keeps_the_number_though_the_box_turns_at_once() -> None:
     shapes = [*[upright] * 5, *[flat] * 5]
     seen = [Found(box_14, torch.zeros(1).long(), torch.ones(1)) for box_14 in shapes]
     assert [one for (one,) in followed(tracker, enumerate(seen))[3:]] == [1] * 7
+
+
+def test_what_is_there_in_the_first_frame_has_a_number_at_once() -> None:
+    tracker = Tracker()
+    ids = followed(tracker, [(t, found([(50, 50), (90, 50)][: t + 1])) for t in range(4)])
+    assert ids == [(1,), (1, UNTRACKED), (1, UNTRACKED), (1, 2)]
 
 
 def test_an_object_does_not_become_one_of_another_kind() -> None:
