@@ -245,6 +245,15 @@ def inside(point: tuple[float, float], corners: Polygon) -> bool:
     return crossings % 2 == 1
 
 
+def zones_of(text: str) -> dict[str, Polygon]:
+    """Return the zones of a text such as ``0,50 99,50 99,127; 10,0 20,0 20,9``, numbered."""
+    zones: dict[str, Polygon] = {}
+    for part in filter(str.strip, text.split(";")):
+        corners = [corner.split(",") for corner in part.split()]
+        zones[str(len(zones) + 1)] = tuple((float(x), float(y)) for x, y in corners)
+    return zones
+
+
 def box_of(found: Found, number: int) -> Box:
     """Return a box as numbers."""
     x0, y0, x1, y1 = found.boxes_N4[number].tolist()

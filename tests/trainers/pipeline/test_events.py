@@ -13,7 +13,7 @@ import torch
 from dlplatform.errors import UsageError
 from trainers.data.instances import Found, Kinds
 from trainers.data.skeletons import PEOPLE, STATES
-from trainers.pipeline.events import Alarm, Alert, Rule, TimeLine, inside
+from trainers.pipeline.events import Alarm, Alert, Rule, TimeLine, inside, zones_of
 from trainers.pipeline.frame import Frame
 from trainers.pipeline.judged import Happened, judge_alerts
 from trainers.pipeline.tracker import Tracker
@@ -191,6 +191,12 @@ def test_polygons_with_a_dent_hold_what_is_inside_only() -> None:
     dented = ((0.0, 0.0), (4.0, 0.0), (4.0, 4.0), (2.0, 1.0), (0.0, 4.0))
     assert inside((0.5, 2.0), dented) and inside((3.5, 2.0), dented)
     assert not inside((2.0, 3.0), dented) and not inside((5.0, 1.0), dented)
+
+
+def test_zones_are_read_from_a_text() -> None:
+    square = ((0.0, 5.5), (9.0, 0.0), (9.0, 9.0))
+    assert zones_of("0,5.5 9,0 9,9; 1,1 2,2 3,1") == {"1": square, "2": ((1, 1), (2, 2), (3, 1))}
+    assert zones_of("") == {}
 
 
 def test_alerts_are_right_where_and_while_it_happens() -> None:
