@@ -137,8 +137,9 @@ class Server:
         finally:
             stop.set()
             self.seconds += time.monotonic() - begin
+            end = time.monotonic() + 1  # one that waits for its camera is left behind
             for reader in readers:
-                reader.join(timeout=1)
+                reader.join(timeout=max(0.0, end - time.monotonic()))
 
     def report(self) -> dict[str, Any]:
         """Return what every channel got, and all of them: rates, latencies, who starved."""

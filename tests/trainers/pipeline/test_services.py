@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -125,12 +129,20 @@ def test_pictures_looked_at_together_are_answered_as_one_by_one() -> None:
         torch.testing.assert_close(found.boxes_N4, alone.boxes_N4, atol=1e-2, rtol=1e-3)
 
 
+@pytest.mark.slow
+def test_the_script_serves_an_untrained_detector_and_reports() -> None:
+    root = Path(__file__).resolve().parents[3]
+    words = ["--channels", "3", "--rate", "1", "--seconds", "8", "--batch", "3", "--json"]
+    line = [sys.executable, str(root / "scripts" / "serve_streams.py"), *words]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, cwd=root)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["served"] > 0 and len(told["channels"]) == 3
+
+
 def test_panned_streams_move_over_a_picture_and_paced_ones_do_not_hurry() -> None:
     image_HW3 = np.random.RandomState(0).randint(0, 255, (40, 60, 3)).astype(np.uint8)
     one, other = panned(image_HW3, "pan", 2, 16)
     assert (one.image_HW3[1:, 2:] == other.image_HW3[:-1, :-2]).all()
-    import time
-
     begin = time.monotonic()
     list(paced(panned(image_HW3, "pan", 4, 16), rate=50))
     assert time.monotonic() - begin >= 3 / 50
