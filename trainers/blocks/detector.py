@@ -6,7 +6,7 @@ Shape legend: B batch, C channels, H height, W width, 3 RGB, N objects.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from trainers.data.instances import Found, Instances, InstanceSet, Kinds
     from trainers.data.scenes import Bytes
+    from trainers.pipeline.watch import Watching
     from trainers.scores.detection import DetectionTally
     from trainers.scores.overlap import What
     from trainers.synth.instance_views import Window
@@ -163,10 +164,15 @@ class Detector(Supervised):
         return {"untrained": scores[self.primary]}
 
     def look(self, models: Models, image_HW3: Bytes) -> Found:
-        """Return what is surely found in a picture of any size, in its own pixels.
+        """Return what is surely found in a picture of any size, in its own pixels."""
+        return self.look_at(models, [image_HW3])[0]
+
+    def look_at(self, models: Models, images: Sequence[Bytes]) -> list[Found]:
+        """Return what is surely found in pictures of any sizes, each in its own pixels.
 
         Of what is found at one place as two kinds the surer one is kept.
         """
+        import numpy as np
         import torch
 
         from kernels.vision import nms
@@ -174,21 +180,30 @@ class Detector(Supervised):
         from trainers.data.instances import Found
         from trainers.synth.instance_views import fitted, undone
 
-        view = fitted(image_HW3, self.side)
-        x_BCHW = normalised(torch.from_numpy(view.image(image_HW3))[None])
+        views = [fitted(image_HW3, self.side) for image_HW3 in images]
+        squares = [view.image(image_HW3) for view, image_HW3 in zip(views, images, strict=True)]
+        x_BCHW = normalised(torch.from_numpy(np.stack(squares)))
         where = next(iter(next(iter(models.values())).parameters())).device
         with torch.no_grad():
-            found = Found(*map(on_host, self.found(models, x_BCHW.to(where))[0]))
-        found = found.take(found.scores_N >= self.shown)
-        found = found.take(nms(found.boxes_N4, found.scores_N, ONE_PLACE))
-        return undone(found, view, image_HW3.shape[:2])
+            answers = self.found(models, x_BCHW.to(where))
+        looked = []
+        for answer, view, image_HW3 in zip(answers, views, images, strict=True):
+            found = Found(*map(on_host, answer))
+            found = found.take(found.scores_N >= self.shown)
+            found = found.take(nms(found.boxes_N4, found.scores_N, ONE_PLACE))
+            looked.append(undone(found, view, image_HW3.shape[:2]))
+        return looked
 
     def predict(self, models: Models, raw: Path) -> dict[str, Any]:
-        """Return what is surely found in a picture file, and the path of a drawing of it."""
-        from trainers.pictures.found import answer_file
+        """Return what is surely found in a picture file, or in a film, and the drawing's path."""
+        from trainers.pipeline.watch import answer
 
         kinds = self.examples("test").kinds
-        return answer_file(raw, lambda image_HW3: self.look(models, image_HW3), kinds)
+        return answer(raw, lambda image_HW3: self.look(models, image_HW3), kinds, self.watching())
+
+    def watching(self) -> Watching | None:
+        """Return what is done with films besides following what is found (default: nothing)."""
+        return None
 
     def picture(self, models: Models) -> Image.Image:
         """Draw test pictures, spread evenly, with their true objects and those found."""

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dlplatform.task import Models, task
 from trainers.blocks.detector import Batch
@@ -20,10 +19,9 @@ from trainers.human.people import People
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.data.instances import Found, Instances, InstanceSet, Kinds
-    from trainers.data.scenes import Bytes
-    from trainers.human.events import FallRule
+    from trainers.data.instances import Instances, InstanceSet, Kinds
     from trainers.nets.centermask import Regions
+    from trainers.pipeline.watch import Watching
     from trainers.scores.overlap import What
 
 _CORNER = r"\d+(\.\d+)?,\d+(\.\d+)?"
@@ -138,36 +136,14 @@ class State(People):
             "wide boxes lie": state_scores(table_SS, kinds.states)["macro_f1"]
         }
 
-    def predict(self, models: Models, raw: Path) -> dict[str, Any]:
-        """Return who is in a picture file, with state, joints and mask, and a drawing's path.
-
-        Of a moving picture also who has fallen, and everybody's states over time.
-        """
-        from trainers.human.events import FallWatch
-        from trainers.pictures.found import answer_file
-
-        kinds = self.examples("test").kinds
-        seen: list[Found] = []
-
-        def look(image_HW3: Bytes) -> Found:
-            seen.append(self.look(models, image_HW3))
-            return seen[-1]
-
-        answer = answer_file(raw, look, kinds)
-        if "frames" in answer:
-            watch = FallWatch(kinds.states, self.fall_rule())
-            times = zip(answer["seconds"], seen, strict=True)
-            alerts = [alert for time, found in times for alert in watch.see(time, found)]
-            answer["falls"] = [asdict(alert) for alert in alerts]
-            answer["people"] = [one.line for one in watch.everybody]
-        return answer
-
-    def fall_rule(self) -> FallRule:
-        """Return when somebody is told of."""
-        from trainers.human.events import FallRule, zones_of
+    def watching(self) -> Watching:
+        """Return that films tell of those who have fallen."""
+        from trainers.pipeline.events import Rule, zones_of
+        from trainers.pipeline.watch import Watching
 
         states = ("Lying", "Crouch") if self.crouched else ("Lying",)
-        return FallRule(states=states, after=self.fallen, zones=zones_of(self.zones))
+        rule = Rule(states=states, lasts=self.fallen, zones=zones_of(self.zones))
+        return Watching(rules=(rule,))
 
     def note(self, scores: dict[str, float]) -> str:
         """Return the words below the score on the picture."""

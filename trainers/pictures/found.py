@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from trainers.data.instances import Found, Kinds
 from trainers.data.rle import encode, to_text
 from trainers.data.scenes import Bytes
-from trainers.pictures.files import frames, open_picture, write_film, writing
+from trainers.pictures.files import open_picture, writing
 from trainers.pictures.instances import draw_objects
 
 FOLDER = "found"
@@ -25,25 +24,10 @@ def told(found: Found, kinds: Kinds) -> list[dict[str, Any]]:
 
 
 def answer_file(raw: Path, look: Callable[[Bytes], Found], kinds: Kinds) -> dict[str, Any]:
-    """Return the records of a picture's objects, and the path of the picture they are drawn on.
-
-    Of a moving picture (GIF) it is a list of records for each frame and the seconds at which they
-    begin, drawn on a moving one.
-    """
-    folder, drawn, told_of, milliseconds = raw.parent / FOLDER, [], [], []
-    for frame, each in frames(raw):
-        found = look(np.array(frame))
-        told_of.append(told(found, kinds))
-        drawn.append(np.array(draw_objects(np.array(frame), found, kinds, 0.0)))
-        milliseconds.append(each)
-    if drawn:
-        path = folder / f"{raw.stem}_found.gif"
-        write_film(path, drawn, milliseconds)
-        ends = accumulate(milliseconds, initial=0.0)
-        seconds = [round(end / 1000, 3) for end in ends][: len(drawn)]
-        return {"frames": told_of, "seconds": seconds, "picture": str(path)}
+    """Return the records of a picture's objects, and the path of the picture they are drawn on."""
     image_HW3 = np.array(open_picture(raw, "RGB"))
-    found, path = look(image_HW3), folder / f"{raw.stem}_found.png"
+    found, folder = look(image_HW3), raw.parent / FOLDER
+    path = folder / f"{raw.stem}_found.png"
     with writing(folder):
         draw_objects(image_HW3, found, kinds, 0.0).save(path)
     return {"objects": told(found, kinds), "picture": str(path)}

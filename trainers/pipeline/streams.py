@@ -235,27 +235,4 @@ def panned(image_HW3: Bytes, name: str, count: int, side: int) -> Iterator[Frame
 
 def together(task: Detector, models: Models) -> Together:
     """Return what finds the objects of several pictures of any sizes at once with a detector."""
-    import torch
-
-    from kernels.vision import nms
-    from trainers.blocks.detector import ONE_PLACE, on_host
-    from trainers.blocks.pixels import normalised
-    from trainers.synth.instance_views import fitted, undone
-
-    where = next(iter(next(iter(models.values())).parameters())).device
-
-    def look(images: Sequence[Bytes]) -> list[Found]:
-        views = [fitted(image_HW3, task.side) for image_HW3 in images]
-        squares = [view.image(image_HW3) for view, image_HW3 in zip(views, images, strict=True)]
-        x_BCHW = normalised(torch.from_numpy(np.stack(squares)))
-        with torch.inference_mode():
-            answers = task.found(models, x_BCHW.to(where))
-        found = []
-        for one, view, image_HW3 in zip(answers, views, images, strict=True):
-            one = Found(*map(on_host, one))
-            sure = one.take(one.scores_N >= task.shown)
-            sure = sure.take(nms(sure.boxes_N4, sure.scores_N, ONE_PLACE))
-            found.append(undone(sure, view, image_HW3.shape[:2]))
-        return found
-
-    return look
+    return lambda images: task.look_at(models, images)

@@ -108,9 +108,9 @@ def test_states_are_told_from_what_is_asked_for() -> None:
         net = small(State, **use).models()["net"]
         counts.append(parameter_count(net.states))
     assert max(counts[:3]) < counts[3]
-    rule = State(zones="0,5.5 9,0 9,9; 1,1 2,2 3,1", crouched=True, fallen=2).fall_rule()
-    assert rule.states == ("Lying", "Crouch") and rule.after == 2
-    assert rule.zones == (((0, 5.5), (9, 0), (9, 9)), ((1, 1), (2, 2), (3, 1)))
+    rule = State(zones="0,5.5 9,0 9,9; 1,1 2,2 3,1", crouched=True, fallen=2).watching().rules[0]
+    assert rule.states == ("Lying", "Crouch") and rule.lasts == 2
+    assert rule.zones == {"1": ((0, 5.5), (9, 0), (9, 9)), "2": ((1, 1), (2, 2), (3, 1))}
     with pytest.raises(UsageError, match=r"task\.zones=0,5 9,0 cannot"):
         State(zones="0,5 9,0")
     with pytest.raises(UsageError, match=r"task\.use_box=False cannot"):
@@ -146,9 +146,8 @@ def test_a_moving_picture_tells_of_falls_and_of_states_over_time(
     task = _Fixed(**SMALL, fallen=seconds)
     answer = task.predict({}, written(task, tmp_path, frames=4))
     json.dumps(answer)
-    assert len(answer["falls"]) == falls and answer["people"] == [[(0.0, "Lying")]]
-    if falls:
-        assert answer["falls"][0]["time"] == 1.0
+    assert answer["states"] == {"1": [{"state": "Lying", "begin": 0, "end": 1.5}]}
+    assert [alert["time"] for alert in answer["alerts"]] == [1.0] * falls
 
 
 @both
