@@ -49,7 +49,7 @@ def test_losses_are_those_of_one_worker_on_all_pictures() -> None:
     )
     assert set(whole) == {"classes", "boxes", "centre", "masks"}
     shared = {name: sum(float(part[name].number) for part in parts) for name in whole}
-    together = sum(added(part, shared.values()) for part in parts)
+    together = sum(added(part, shared) for part in parts)
     assert float(added(whole)) == pytest.approx(float(together), rel=1e-4)
 
 

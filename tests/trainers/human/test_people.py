@@ -52,7 +52,7 @@ def test_losses_are_those_of_one_worker_on_all_pictures(cls: type[People]) -> No
         parts = [task.loss(models, half) for half in halves(batch)]
     assert float(parts[1]["joints"].number) == 0 < float(parts[0]["joints"].number)
     shared = {name: sum(float(part[name].number) for part in parts) for name in whole}
-    together = sum(float(added(part, shared.values())) for part in parts)
+    together = sum(float(added(part, shared)) for part in parts)
     assert float(added(whole)) == pytest.approx(together, rel=1e-4)
 
 
