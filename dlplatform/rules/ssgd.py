@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 STALL_S = 1800.0
 """A worker may evaluate or load for so long before the others give it up."""
-UNIT = 1 << 20
+UNIT, WRAP = 1 << 30, 1 << 64
 """Numbers are added up in such parts of one: sums of integers are the same in any order."""
 OPTIMIZERS, ORDERS = ("worker", "master", "box"), ("rank", "arrival")
 INNERS = "boxes", "host", "auto", "torch"
@@ -147,7 +147,7 @@ class SSGD(Rule):
         self.counted.wait(self.told, STALL_S, self.check)
         before, self.sums = self.sums, {name: one.value for name, one in counters.items()}
         return {
-            name: (value - before.get(name, 0)) / (UNIT * present)
+            name: (value - before.get(name, 0)) % WRAP / (UNIT * present)
             for name, value in self.sums.items()
         }
 

@@ -35,7 +35,7 @@ class Limits:
     """Which of a head's answers are kept."""
 
     least: float = 0.05
-    """Lowest score."""
+    """Lowest score, and lowest chance of a class."""
     before: int = 1000
     """Boxes of a level before suppression."""
     iou: float = 0.6
@@ -183,8 +183,9 @@ def decoded(
     """
     limits = limits or Limits()
     where = Places(*(part.to(dense.logits_BNK.device) for part in where))
-    chance_BNK = dense.logits_BNK.sigmoid() * dense.centre_BN.sigmoid()[..., None]
-    scores_BNK = chance_BNK.sqrt()
+    chance_BNK = dense.logits_BNK.sigmoid()
+    scores_BNK = (chance_BNK * dense.centre_BN.sigmoid()[..., None]).sqrt()
+    scores_BNK = scores_BNK * (chance_BNK > limits.least)
     return [
         _picture(dense, where, size, limits, (number, scores_NK))
         for number, scores_NK in enumerate(scores_BNK)

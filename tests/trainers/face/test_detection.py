@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectors import SMALL, begun, halves, scored, written
+from detectors import SMALL, begun, certain, halves, scored, written
 from PIL import Image
 
 from dlplatform.errors import UsageError
@@ -94,7 +94,7 @@ def test_landmarks_of_an_answer_align_a_face(tmp_path: Path) -> None:
     task = small(shown=0.0, most=2)
     path = written(task, tmp_path)
     with torch.no_grad():
-        answer = task.predict(begun(task), path)
+        answer = task.predict(certain(begun(task)), path)
     (record, *_) = answer["objects"]
     names = task.examples("test").kinds.skeleton
     assert names is not None and tuple(record["joints"]) == names.names

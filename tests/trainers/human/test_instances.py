@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from detectors import SMALL, begun, halves, scored, written
+from detectors import SMALL, begun, certain, halves, scored, written
 from PIL import Image
 
 from dlplatform.checkpoint import weights_of
@@ -73,7 +73,7 @@ def test_a_users_picture_is_answered_in_its_own_pixels(tmp_path: Path, frames: i
     task = small(shown=0.0, most=3)
     path = written(task, tmp_path, frames)
     with torch.no_grad():
-        answer = task.predict(begun(task), path)
+        answer = task.predict(certain(begun(task)), path)
     json.dumps(answer)
     shown = Image.open(answer["picture"])
     assert Path(answer["picture"]).parent == tmp_path / "found"
