@@ -86,7 +86,10 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, models: Models, batch: Batch) -> Tensor | Terms:
-        """Return the loss to minimise, or its named terms (they are added)."""
+        """Return the loss to minimise, or its named terms, which are added.
+
+        A term may be a ``Mean``; a task has the same terms in every minibatch.
+        """
 
     @abstractmethod
     def score(self, models: Models, batches: Iterable[Batch]) -> dict[str, float]:
@@ -152,25 +155,28 @@ class Task(ABC):
         return None
 
 
-def added(terms: Tensor | Terms, numbers: Iterable[float] | None = None) -> Tensor:
+def numbers(terms: Tensor | Terms) -> dict[str, float]:
+    """Return what each ``Mean`` of a loss is a mean over, by its name."""
+    if not isinstance(terms, Mapping):
+        return {}
+    return {name: float(one.number) for name, one in terms.items() if isinstance(one, Mean)}
+
+
+def added(terms: Tensor | Terms, over: Mapping[str, float] | None = None) -> Tensor:
     """Return the sum of a loss's terms.
 
     Args:
         terms: of the loss.
-        numbers: what to divide each ``Mean`` among them by, in turn (default: its own number).
+        over: what each ``Mean`` is divided by instead of its own number.
     """
     if not isinstance(terms, Mapping):
         return terms
-    own = (float(one.number) for one in terms.values() if isinstance(one, Mean))
-    divisors = iter(own if numbers is None else numbers)
+    over = numbers(terms) | dict(over or {})
     values = [
-        one.total / (next(divisors) or 1.0) if isinstance(one, Mean) else one
-        for one in terms.values()
+        one.total / (over[name] or 1.0) if isinstance(one, Mean) else one
+        for name, one in terms.items()
     ]
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total
+    return sum(values[1:], values[0])
 
 
 def task(name: str) -> Callable[[T], T]:

@@ -27,7 +27,7 @@ from dlplatform.pipeline.stage import Stage
 from dlplatform.rules.rule import find_rule
 from dlplatform.seeds import derive
 from dlplatform.statistics import Statistics
-from dlplatform.task import Terms, added
+from dlplatform.task import Terms, added, numbers
 from dlplatform.world import ROOM, World
 
 T = TypeVar("T")
@@ -231,15 +231,15 @@ class Trainer:
             yield pair
 
     def _update(self, name: str, terms: Tensor | Terms) -> float:
-        group, _ = self.groups[name]
+        group, rule = self.groups[name]
         group.zero_grad()
         group.final = not self.run.clip  # clipping needs the whole gradient first
-        value = self._backward(terms, 1.0)
+        own = numbers(terms)
+        value = self._backward(added(terms, rule.numbers(own) if own else None), 1.0)
         self._apply(name)
         return value
 
-    def _backward(self, terms: Tensor | Terms, weight: float) -> float:
-        loss = added(terms)
+    def _backward(self, loss: Tensor, weight: float) -> float:
         (loss * weight).backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
         self.must_be_finite(value)
@@ -264,23 +264,23 @@ class Trainer:
 
     def _accumulated(self, number: int) -> float:
         """Add the gradients of several claimed minibatches before each group's step."""
-        numbers = [number]
-        while len(numbers) < self.run.accumulate:
+        claimed = [number]
+        while len(claimed) < self.run.accumulate:
             more = self.rule.claim(self.job)
             if more is None:
                 break
-            numbers.append(more)
+            claimed.append(more)
         for group, _ in self.groups.values():
             group.zero_grad()
             group.final = False
         value = 0.0
-        for one in numbers:
+        for one in claimed:
             torch.manual_seed(derive(self.seed, "minibatch", one))
             for (_, terms), last in with_last(self._losses(one)):
                 for group, _ in self.groups.values():
-                    group.final = last and one == numbers[-1] and not self.run.clip
-                value += self._backward(terms, 1.0 / len(numbers)) / len(numbers)
-        self.apply(numbers[-1])
+                    group.final = last and one == claimed[-1] and not self.run.clip
+                value += self._backward(added(terms), 1.0 / len(claimed)) / len(claimed)
+        self.apply(claimed[-1])
         return value
 
     def apply(self, number: int) -> None:

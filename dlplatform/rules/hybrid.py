@@ -108,6 +108,10 @@ class Hybrid(Rule):
             return None
         return job.work.take(first, self.company)
 
+    def numbers(self, own: dict[str, float]) -> dict[str, float]:
+        """Return the means over the group."""
+        return self.sync.numbers(own)
+
     def gradients(self) -> None:
         """Average the group's gradients; the leader waits for its exchange under way."""
         self.sync.gradients()

@@ -46,6 +46,10 @@ class Rule(ABC):
         """Return the next minibatch number for this worker; None ends its training."""
         return job.work.next()
 
+    def numbers(self, own: dict[str, float]) -> dict[str, float]:
+        """Return what to divide sums of a loss by: means over all whose gradients are averaged."""
+        return own
+
     def gradients(self) -> None:
         """Run before ``optimizer.step``, on the group's gradients in place."""
 

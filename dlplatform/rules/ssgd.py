@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 STALL_S = 1800.0
 """A worker may evaluate or load for so long before the others give it up."""
+UNIT = 1 << 20
+"""Numbers are added up in such parts of one: sums of integers are the same in any order."""
 OPTIMIZERS, ORDERS = ("worker", "master", "box"), ("rank", "arrival")
 INNERS = "boxes", "host", "auto", "torch"
 
@@ -69,6 +71,8 @@ class SSGD(Rule):
         self.inside, self.cluster = inside, inside.cluster
         self.ranks = world.ranks
         self.met, self.steps, self.needed = 0, 0, self.ranks
+        self.counted, self.told = self.cluster.counter(f"{label}/counted"), 0
+        self.sums: dict[str, int] = {}
         self.buckets: Buckets | None = None
         self.way: ByWorkers
         if self.inner == "torch":
@@ -125,6 +129,27 @@ class SSGD(Rule):
         """Return how many may ever be present: all, or those whom the last round leaves."""
         last = (self.job.work.total - self.job.work.first) % self.world.size
         return {self.world.size, last or self.world.size}
+
+    def numbers(self, own: dict[str, float]) -> dict[str, float]:
+        """Return the means over all who work on this step.
+
+        Nobody adds to the next step's sums before all have left this one, by its gradients.
+        """
+        present = self.present
+        if present == 1:
+            return own
+        counters = {name: self.cluster.counter(f"{self.label}/number/{name}") for name in own}
+        for name, counter in counters.items():
+            counter.add(round(own[name] * UNIT))
+        self.told += present
+        self.needed = self.ranks[:present]
+        self.counted.add(1)
+        self.counted.wait(self.told, STALL_S, self.check)
+        before, self.sums = self.sums, {name: one.value for name, one in counters.items()}
+        return {
+            name: (value - before.get(name, 0)) / (UNIT * present)
+            for name, value in self.sums.items()
+        }
 
     def gradients(self) -> None:
         """Replace this worker's gradients by the mean over all who work on this step."""

@@ -21,7 +21,7 @@ from dlplatform.errors import Preempted
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.process import Boxes
 from dlplatform.seeds import derive
-from dlplatform.task import Models, Task, added, tasks
+from dlplatform.task import Models, Task, Terms, added, numbers, tasks
 from dlplatform.trainer import Trainer
 from dlplatform.world import World
 
@@ -109,10 +109,11 @@ def merged(name: str, total: int) -> Models:
             _losses(task, models, first + rank) for rank, task in enumerate(pair)
         ]  # both yield a group's loss before either group is stepped
         for steps in zip(*streams, strict=True):
-            key = steps[0][0]
+            key, own = steps[0][0], [numbers(terms) for _, terms in steps]
+            over = {term: sum(one[term] for one in own) / WORKERS for term in own[0]}
             optimizers[key].zero_grad(set_to_none=False)
-            for _, loss in steps:
-                (loss / WORKERS).backward()
+            for _, terms in steps:
+                (added(terms, over) / WORKERS).backward()
             for p in groups[key]:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             optimizers[key].step()
@@ -121,7 +122,7 @@ def merged(name: str, total: int) -> Models:
     return models
 
 
-def _losses(task: Task, models: Models, number: int) -> Iterator[tuple[str, torch.Tensor]]:
+def _losses(task: Task, models: Models, number: int) -> Iterator[tuple[str, torch.Tensor | Terms]]:
     """Yield a worker's losses, with the random numbers that it alone would draw."""
     torch.manual_seed(derive(SEED, "minibatch", number))
     stream = task.losses(models, task.batch("train", number))
@@ -132,8 +133,7 @@ def _losses(task: Task, models: Models, number: int) -> Iterator[tuple[str, torc
         state = torch.get_rng_state()
         if found is None:
             return
-        key, terms = found
-        yield key, added(terms)
+        yield found
 
 
 @pytest.mark.slow
