@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dlplatform.seeds import derive
-from dlplatform.task import Models
+from dlplatform.task import Models, added
 from trainers.blocks.supervised import Supervised
 
 
@@ -20,9 +20,7 @@ def train_alone(task: Supervised) -> Models:
             for group in optimizer.param_groups:
                 group["lr"] = task.lr * task.rate(number / task.minibatches)
             optimizer.zero_grad()
-            loss = task.loss(models, task.batch("train", number))
-            total = sum(loss.values()) if isinstance(loss, dict) else loss
-            assert isinstance(total, torch.Tensor), "a task has at least one term of its loss"
+            total = added(task.loss(models, task.batch("train", number)))
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     for net in models.values():

@@ -36,6 +36,13 @@ def normalised(images_BHW3: Tensor) -> Tensor:
     return x_BHW3.movedim(-1, 1).contiguous()
 
 
+def shown(x_B3HW: Tensor) -> Tensor:
+    """Return the uint8 pictures images_BHW3 that were normalised."""
+    deviation, mean = (x_B3HW.new_tensor(values) for values in (DEVIATION, MEAN))
+    images_BHW3 = (x_B3HW.movedim(1, -1) * deviation + mean) * 255
+    return images_BHW3.round().clamp(0, 255).to(torch.uint8)
+
+
 def pixel_loss(logits_BKHW: Tensor, labels_BHW: Tensor, weight_K: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy over pixels that are not ignored; 0 where all are.
 

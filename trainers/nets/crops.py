@@ -1,0 +1,105 @@
+"""What R-CNN sees: regions cut out of the picture and warped to one size, one run for each.
+
+Source: Girshick, Donahue, Darrell and Malik, R-CNN (2014), section 2 and appendices A to C.
+
+Shape legend: B batch, C channels, H height, W width, R regions, F features, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kernels.vision import roi_align
+from trainers.nets.vgg import VGG, Head
+from trainers.nets.vovnet import norm_of
+
+CHUNK = 256
+"""Regions that the net sees at once where no gradient is asked for."""
+LENGTH = 4.0
+"""Of features that support vector machines and regressors learn from."""
+
+
+def warped(x_BCHW: Tensor, boxes: Sequence[Tensor], side: int, context: float) -> Tensor:
+    """Return regions as [R, C, side, side], whatever shape they have.
+
+    Args:
+        x_BCHW: normalised pictures; what lies beyond them is their mean colour.
+        boxes: [r, 4] of each picture.
+        side: height and width.
+        context: pixels, of the warped region, that are shown around each box.
+    """
+    share = side / (side - 2 * context)
+    around = []
+    for boxes_r4 in boxes:
+        middle_r2 = (boxes_r4[:, :2] + boxes_r4[:, 2:]) / 2
+        half_r2 = (boxes_r4[:, 2:] - boxes_r4[:, :2]) / 2 * share
+        around.append(torch.cat([middle_r2 - half_r2, middle_r2 + half_r2], 1))
+    # A border of the mean colour: the reading repeats a picture's last pixels.
+    most = 1 + int(max(x_BCHW.shape[2:]) * (share - 1) / 2)
+    padded_BCHW = functional.pad(x_BCHW, (most, most, most, most))
+    return roi_align(padded_BCHW, [one + most for one in around], side, 1.0, sampling_ratio=2)
+
+
+class CropNet(nn.Module):
+    """A VGG that names a warped region: one of the classes, or nothing."""
+
+    def __init__(self, classes: int, side: int, width: float, hidden: int) -> None:
+        """Build it for regions of ``side`` pixels."""
+        super().__init__()
+        self.classes = classes
+        self.vgg = VGG(11, width, True, Head(classes + 1, hidden, side, 0.0))
+        # What learns from its features must find the same ones on every worker, so there are no
+        # running means of each one's own minibatches.
+        for name, layer in list(self.vgg.layers.named_children()):
+            if isinstance(layer, nn.BatchNorm2d):
+                setattr(self.vgg.layers, name, norm_of(layer.num_features, "group"))
+
+    def forward(self, crops_RCHW: Tensor) -> Tensor:
+        """Return logits_RK of the classes and of nothing."""
+        logits_RK: Tensor = self.vgg(crops_RCHW)
+        return logits_RK
+
+    @property
+    def _head(self) -> nn.Sequential:
+        return cast("nn.Sequential", self.vgg.head)
+
+    @torch.no_grad()
+    def features(self, crops_RCHW: Tensor) -> Tensor:
+        """Return the last hidden layer as features_RF, without gradients."""
+        hidden, parts = self._head[:-1], torch.split(crops_RCHW, CHUNK)
+        return torch.cat([hidden(self.vgg.layers(part)) for part in parts])
+
+    def named(self, features_RF: Tensor) -> Tensor:
+        """Return logits_RK of features."""
+        logits_RK: Tensor = self._head[-1](features_RF)
+        return logits_RK
+
+
+def even(features_RF: Tensor) -> Tensor:
+    """Return features of one length, as what is linear in them wants them."""
+    return LENGTH * functional.normalize(features_RF, dim=1)
+
+
+class BoxRegressor(nn.Module):
+    """For each class how a box should move, linear in the features of its region."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        """Start with boxes that stay."""
+        super().__init__()
+        self.linear = nn.Linear(features, 4 * classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features_RF: Tensor) -> Tensor:
+        """Return deltas_RK4."""
+        deltas_RK4: Tensor = self.linear(features_RF).unflatten(1, (-1, 4))
+        return deltas_RK4
+
+    def penalty(self) -> Tensor:
+        """Return the squared length of the weights."""
+        return self.linear.weight.square().sum()
