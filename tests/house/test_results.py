@@ -13,7 +13,13 @@ from dlplatform.task import tasks
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 RUNS: list[dict[str, Any]] = json.loads((RESULTS / "tasks.json").read_text())["runs"]
-NAMES = [name for name, cls in tasks().items() if cls.__module__.startswith("trainers.")]
+AWAITED = {
+    *("face/detection", "human/instances", "human/pose", "human/state"),
+    *("zoo/fast_rcnn", "zoo/faster_rcnn", "zoo/mask_rcnn", "zoo/rcnn", "zoo/refine_rcnn"),
+}
+"""Tasks that have not been run with three seeds and under all rules yet."""
+OURS = {name for name, cls in tasks().items() if cls.__module__.startswith("trainers.")}
+NAMES = sorted(OURS - AWAITED)
 LEAST = {
     "human/sensors": {"macro_f1": 0.9},
     "road/deformable": {"mIoU": 0.75},
@@ -40,6 +46,11 @@ BEHIND: dict[tuple[str, str], float] = {
     ("zoo/resnet", "hybrid"): 0.85,
 }
 """Those that do not, after so few steps, and what they reach: see the page."""
+
+
+def test_tasks_that_are_awaited_have_no_full_rows() -> None:
+    done = {n for n in AWAITED if all(of(n, r) for r in ("alone", "ssgd", "easgd", "hybrid"))}
+    assert AWAITED <= OURS and not done
 
 
 def of(name: str, rule: str) -> list[dict[str, Any]]:

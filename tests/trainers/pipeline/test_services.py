@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectors import begun, certain
 from torch import nn
 
 from dlplatform.errors import UsageError
@@ -119,7 +120,7 @@ def test_a_channel_without_answers_is_called_starved() -> None:
 @torch.no_grad()
 def test_pictures_looked_at_together_are_answered_as_one_by_one() -> None:
     task = Objects(side=64, width=16, shown=0.0, most=5)
-    models = {name: model.eval() for name, model in task.models().items()}
+    models = certain(begun(task))
     random = np.random.RandomState(0)
     sizes = ((64, 64), (40, 90), (120, 70))
     images = [random.randint(0, 255, (*size, 3)).astype(np.uint8) for size in sizes]
