@@ -174,5 +174,5 @@ def test_it_learns() -> None:
         side=64, width=32, towers=1, classes=2, pictures=120, batch_size=8, lr=4e-3, scale=1.0
     )
     after, before = scored(task, 120)
-    assert after["box_AP50"] > 0.4 > 0.1 > before["box_AP50"]
-    assert after["mask_AP50"] > 0.3
+    assert after["box_AP50"] > 0.3 > 0.1 > before["box_AP50"]
+    assert after["mask_AP50"] > 0.2
