@@ -64,9 +64,11 @@ class _Told(Faces):
     def answers(self, models: Any, batches: Any) -> Any:
         for _, truths in batches:
             for truth in truths:
-                assert truth.joints_NJ3 is not None
-                joints_NJ3 = truth.joints_NJ3 + torch.tensor([self.off, 0, 0])
-                scores_N = torch.ones(len(truth.labels_N))
+                count = len(truth.labels_N)
+                joints_NJ3 = torch.zeros(count, 5, 3)
+                if truth.joints_NJ3 is not None:
+                    joints_NJ3 = truth.joints_NJ3 + torch.tensor([self.off, 0, 0])
+                scores_N = torch.ones(count)
                 found = Found(truth.boxes_N4, truth.labels_N, scores_N, joints_NJ3=joints_NJ3)
                 yield self._more(found), truth
 
