@@ -18,13 +18,19 @@ SMALL: dict[str, Any] = {"side": 64, "width": 16, "towers": 1, "batch_size": 2, 
 
 
 def scored(task: AnchorFree, minibatches: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the validation scores after so many minibatches, and without any."""
-    task.minibatches = minibatches
-    scores = []
+    """Return scores of twenty validation pictures after so many minibatches, and without any.
+
+    The losses of these pictures are among them, as in ``loss_joints``.
+    """
+    task.minibatches, task.most, scores = minibatches, 10, []
+    batch = next(iter(task.batches("val")))
     for count in (minibatches, 0):
         models = trained(task, count)
         with torch.no_grad():
-            scores.append(task.score(models, task.batches("val")))
+            terms = task.loss(models, batch)
+            scores.append(task.score(models, [batch]))
+        for name, term in terms.items():
+            scores[-1][f"loss_{name}"] = float(term.total) / max(1.0, float(term.number))
     return scores[0], scores[1]
 
 
