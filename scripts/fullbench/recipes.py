@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fullbench import folders
+from fullbench import detected, folders
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "experiment"
@@ -40,6 +40,13 @@ RECIPES = {
     "zoo/nic_full": Recipe(folders.captions, 40, note="the CNN stands still in the first half"),
     "zoo/dcgan_full": Recipe(folders.faces, 60),
     "zoo/style_full": Recipe(folders.studio, 40),
+    "human/instances_full": Recipe(detected.coco, 20),
+    "face/detection_full": Recipe(detected.wider_face, 20),
+    "zoo/rcnn_full": Recipe(detected.coco, 10),
+    "zoo/fast_rcnn_full": Recipe(detected.coco, 20),
+    "zoo/faster_rcnn_full": Recipe(detected.coco, 20),
+    "zoo/mask_rcnn_full": Recipe(detected.coco, 20),
+    "zoo/refine_rcnn_full": Recipe(detected.streets, 20),
     "retrieval/fewshot_full": Recipe(
         folders.domains, 16, note="half of them metric learning, half four episodes each"
     ),
