@@ -48,7 +48,9 @@ def written(task: AnchorFree, folder: Path, frames: int = 1) -> Path:
     image = Image.fromarray(task.examples("test")[0][0]).resize((160, 100))
     path = folder / ("moving.gif" if frames > 1 else "picture.png")
     more = [image.rotate(number, fillcolor=(90, 90, 90)) for number in range(1, frames)]
-    options = {"save_all": True, "append_images": more, "duration": 500} if more else {}
+    options: dict[str, Any] = (
+        {"save_all": True, "append_images": more, "duration": 500} if more else {}
+    )
     image.save(path, **options)
     return path
 
