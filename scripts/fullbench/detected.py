@@ -8,6 +8,7 @@ from PIL import Image
 
 from trainers.data.coco_writing import write_coco
 from trainers.synth.faces_scene import face_scenes
+from trainers.synth.human_scenes import people as crowds
 from trainers.synth.objects import objects
 from trainers.synth.panorama import panoramas
 
@@ -26,6 +27,13 @@ def coco(root: Path) -> Path:
 def streets(root: Path) -> Path:
     """Write wide streets with plates and faces in the layout of COCO."""
     write_coco({part: panoramas(n, count) for n, (part, count) in enumerate(COUNTS.items())}, root)
+    return root
+
+
+def people(root: Path) -> Path:
+    """Write people with joints, masks and states in the layout of COCO's keypoints."""
+    sets = {part: crowds(n, count, SIDE) for n, (part, count) in enumerate(COUNTS.items())}
+    write_coco(sets, root, "person_keypoints")
     return root
 
 

@@ -41,6 +41,8 @@ RECIPES = {
     "zoo/dcgan_full": Recipe(folders.faces, 60),
     "zoo/style_full": Recipe(folders.studio, 40),
     "human/instances_full": Recipe(detected.coco, 20),
+    "human/pose_full": Recipe(detected.people, 20),
+    "human/state_full": Recipe(detected.people, 20),
     "face/detection_full": Recipe(detected.wider_face, 20),
     "zoo/rcnn_full": Recipe(detected.coco, 10),
     "zoo/fast_rcnn_full": Recipe(detected.coco, 20),
