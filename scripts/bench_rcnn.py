@@ -74,8 +74,8 @@ def rcnn(task: RCNN, models: dict[str, Any], x_1CHW: Tensor) -> Watch:
     watch, net = Watch(), cast("CropNet", models["net"])
     boxes = search(watch, x_1CHW)
     crops = watch.time("regions", lambda: task.cut(x_1CHW, boxes))
-    features = watch.time("convolutions", lambda: net.features(crops))
-    watch.time("answers", lambda: task.answered(models, features, boxes[0], x_1CHW))
+    seen = watch.time("convolutions", lambda: net.seen(crops))
+    watch.time("answers", lambda: task.answered(models, seen, boxes[0], x_1CHW))
     return watch
 
 

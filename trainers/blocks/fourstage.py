@@ -57,8 +57,8 @@ def separating(models: Models, seen: Seen, mined: int, penalty: float) -> Mean:
         boxes_R4[judge(boxes_R4, one, FAR).kind_A == NOTHING]
         for boxes_R4, one in zip(seen.boxes, seen.truths, strict=True)
     ]
-    right_RF = even(net.features(seen.cut([one.boxes_N4 for one in true])))
-    wrong_RF = even(net.features(seen.cut(far)))
+    right_RF = even(net.seen(seen.cut([one.boxes_N4 for one in true]))[0])
+    wrong_RF = even(net.seen(seen.cut(far))[0])
     with torch.no_grad():
         wrong_RF = wrong_RF[hardest(svm(wrong_RF), mined * max(len(right_RF), 1))]
     labels_R = torch.cat([one.labels_N for one in true])
@@ -75,7 +75,7 @@ def moving(models: Models, seen: Seen, penalty: float) -> Mean:
     sampled = sample_regions(seen.boxes, seen.truths, net.classes, how)
     near = (sampled.labels_R < net.classes).nonzero()[:, 0]
     own = [one[owner >= 0] for one, owner in zip(sampled.boxes, sampled.owners, strict=True)]
-    deltas_RK4 = regressor(even(net.features(seen.cut(own))))
+    deltas_RK4 = regressor(even(net.seen(seen.cut(own))[1]))
     told_R4 = deltas_RK4[torch.arange(len(near), device=near.device), sampled.labels_R[near]]
     wanted_R4 = to_deltas(torch.cat(own), sampled.truth_R4[near])
     error = (told_R4 - wanted_R4).square().sum()

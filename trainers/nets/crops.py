@@ -20,6 +20,8 @@ from trainers.nets.vovnet import norm_of
 
 CHUNK = 256
 """Regions that the net sees at once where no gradient is asked for."""
+LARGE = 64
+"""Pixels of a region from which there is more than one place behind the last pooling."""
 LENGTH = 4.0
 """Of features that support vector machines and regressors learn from."""
 
@@ -51,7 +53,7 @@ class CropNet(nn.Module):
     def __init__(self, classes: int, side: int, width: float, hidden: int) -> None:
         """Build it for regions of ``side`` pixels."""
         super().__init__()
-        self.classes = classes
+        self.classes, self.side = classes, side
         self.vgg = VGG(11, width, True, Head(classes + 1, hidden, side, 0.0))
         # What learns from its features must find the same ones on every worker, so there are no
         # running means of each one's own minibatches.
@@ -69,10 +71,30 @@ class CropNet(nn.Module):
         return cast("nn.Sequential", self.vgg.head)
 
     @torch.no_grad()
-    def features(self, crops_RCHW: Tensor) -> Tensor:
-        """Return the last hidden layer as features_RF, without gradients."""
-        hidden, parts = self._head[:-1], torch.split(crops_RCHW, CHUNK)
-        return torch.cat([hidden(self.vgg.layers(part)) for part in parts])
+    def seen(self, crops_RCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the last hidden layer, and the map of a pooling, as features_RF each.
+
+        Of small regions it is the last pooling but one: it knows what lies where. Of regions of 64
+        pixels and more it is the last one, as in the paper.
+        """
+        ahead = self.vgg.ends[-1] if self.side < LARGE else 0
+        layers = list(self.vgg.layers)
+        first, rest = layers[: len(layers) - ahead], layers[len(layers) - ahead :]
+        hidden, places = [], []
+        for part in torch.split(crops_RCHW, CHUNK):
+            for layer in first:
+                part = layer(part)
+            places.append(part.flatten(1))
+            for layer in rest:
+                part = layer(part)
+            hidden.append(self._head[:-1](part))
+        return torch.cat(hidden), torch.cat(places)
+
+    @property
+    def place_features(self) -> int:
+        """Return how many features the map of the pooling has."""
+        name, strides = ("pool4", 16) if self.side < LARGE else ("pool5", 32)
+        return self.vgg.channels[name] * (self.side // strides) ** 2
 
     def named(self, features_RF: Tensor) -> Tensor:
         """Return logits_RK of features."""

@@ -42,7 +42,7 @@ class RCNN(Searched):
     """
 
     source: ClassVar[str] = "Girshick, Donahue, Darrell and Malik, R-CNN (2014)"
-    parameters: ClassVar[int] = 154_803
+    parameters: ClassVar[int] = 157_107
     expected: ClassVar[str] = "0.94"
     title: ClassVar[str] = "Scenes, R-CNN"
 
@@ -55,13 +55,13 @@ class RCNN(Searched):
     width: float = 0.125
     """Factor on the channels of VGG-11."""
     hidden: int = 64
-    """Units of both hidden layers: the second one's are the features."""
+    """Units of both hidden layers: the second one's are what support vector machines see."""
     shares: str = "0.6 0.2"
     """Shares of the run in which the net and the support vector machines learn; the rest is the
     regressors'."""
     mined: int = 3
     """Hard negatives for each object that support vector machines learn from."""
-    linear_lr: float = 0.02
+    linear_lr: float = 0.05
     """Peak learning rate of support vector machines and regressors."""
     penalty: float = 1e-4
     """Of the weights of support vector machines and regressors."""
@@ -98,11 +98,11 @@ class RCNN(Searched):
         from trainers.blocks.svm import LinearSVM
         from trainers.nets.crops import BoxRegressor
 
-        classes = len(self.examples("test").kinds.names)
+        net = cast("CropNet", super().models()["net"])
         return {
-            **super().models(),
-            "svm": LinearSVM(self.hidden, classes),
-            "boxes": BoxRegressor(self.hidden, classes),
+            "net": net,
+            "svm": LinearSVM(self.hidden, net.classes),
+            "boxes": BoxRegressor(net.place_features, net.classes),
         }
 
     def groups(self, models: Models) -> dict[str, Iterable[nn.Parameter]]:
@@ -172,30 +172,36 @@ class RCNN(Searched):
         """Return what is found in each picture: the net runs once for every proposal."""
         import torch
 
-        net, boxes = cast("CropNet", models["net"]), self.candidates(models, x_BCHW)
-        return [
-            self.answered(models, net.features(self.cut(x_1CHW, [boxes_R4])), boxes_R4, x_1CHW)
-            for x_1CHW, boxes_R4 in zip(torch.split(x_BCHW, 1), boxes, strict=True)
-        ]
+        net, answers = cast("CropNet", models["net"]), []
+        pictures, boxes = torch.split(x_BCHW, 1), self.candidates(models, x_BCHW)
+        for x_1CHW, boxes_R4 in zip(pictures, boxes, strict=True):
+            seen = net.seen(self.cut(x_1CHW, [boxes_R4]))
+            answers.append(self.answered(models, seen, boxes_R4, x_1CHW))
+        return answers
 
     def answered(
-        self, models: Models, features_RF: Tensor, boxes_R4: Tensor, x_1CHW: Tensor
+        self, models: Models, seen: tuple[Tensor, Tensor], boxes_R4: Tensor, x_1CHW: Tensor
     ) -> Found:
-        """Return what is found in the regions of a picture: suppressed first, then moved."""
+        """Return what is found in the regions of a picture: suppressed first, then moved.
+
+        ``seen`` is what the net says of the regions.
+        """
         import torch
 
         from trainers.blocks.boxes import clip, from_deltas
         from trainers.nets.crops import even
         from trainers.nets.rcnn import detected
 
+        net, (features_RF, places_RF) = cast("CropNet", models["net"]), seen
         with torch.no_grad():
             chances_RK = self._chances(models, features_RF)
-            deltas_RK4 = models["boxes"](even(features_RF))
-        same_RK4 = boxes_R4[:, None].expand_as(deltas_RK4)
-        found, region = detected(chances_RK, same_RK4, self.limits())
-        if not self.regress:
-            return found
-        moved_N4 = from_deltas(found.boxes_N4, deltas_RK4[region, found.labels_N])
+            same_RK4 = boxes_R4[:, None].expand(-1, net.classes, -1)
+            found, region = detected(chances_RK, same_RK4, self.limits())
+            if not self.regress or not len(region):
+                return found
+            deltas_NK4 = models["boxes"](even(places_RF[region]))
+        rows = torch.arange(len(region), device=region.device)
+        moved_N4 = from_deltas(found.boxes_N4, deltas_NK4[rows, found.labels_N])
         return found._replace(boxes_N4=clip(moved_N4, x_1CHW.shape[2], x_1CHW.shape[3]))
 
     def _chances(self, models: Models, features_RF: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from trainers.blocks.anchors import (
     judge,
     within,
 )
+from trainers.blocks.boxes import pair_iou
 from trainers.data.instances import Instances
 
 HERE = torch.zeros(())
@@ -94,3 +95,14 @@ def test_objects_are_at_most_their_share_and_the_rest_is_filled_up() -> None:
     assert int((kind_A[picked] == OBJECT).sum()) == 4 and len(picked) == 32
     assert not torch.equal(picked, choose(kind_A, 32, 0.5))
     assert len(choose(kind_A, 1000, 0.5)) == 54
+
+
+def test_long_objects_need_more_ratios_than_one() -> None:
+    middle = torch.rand(50, 2, generator=torch.Generator().manual_seed(0)) * 64 + 32
+    half = torch.tensor([11.3, 22.6])
+    tall = torch.cat([middle - half, middle + half], 1)  # 2:1, of the area of a square of 32
+    boxes = {
+        ratios: Anchors((32.0,), ratios).boxes(16, 16, HERE) for ratios in ((1.0,), (0.5, 1.0, 2.0))
+    }
+    square, three = (pair_iou(tall, anchors).amax(1) for anchors in boxes.values())
+    assert float(square.max()) < 0.6 < float(three.min())
