@@ -146,5 +146,5 @@ def test_it_learns() -> None:
     task = Faces(side=96, width=32, towers=1, pictures=100, batch_size=4, lr=6e-3, scale=1.0)
     after, before = scored(task, 230)
     assert after["box_AP50"] > 0.06 > before["box_AP50"] + 0.03
-    assert after["nme"] < 0.6 < before["nme"]
+    assert after["nme"] < 0.6 < before.get("nme", 1.0), "who knows nothing finds no face"
     assert after["loss_landmarks"] < before["loss_landmarks"] - 0.15
