@@ -3,7 +3,8 @@
 Sources: Mask R-CNN (2017), sections 3 and 5; CenterMask (2020), section 3.2.
 
 Shape legend: R regions of all pictures, n objects, D found, K classes, J joints, S states,
-H height, W width, M bins of a heatmap.
+H height, W width, M bins of a heatmap, A along a side and N of all places
+around a joint.
 """
 
 from __future__ import annotations
@@ -146,8 +147,7 @@ def located(logits_DJHW: Tensor, boxes_D4: Tensor, temperature: float = 1.0) -> 
     """Return joints_DJ3 (x, y, confidence) of heatmaps of boxes.
 
     A joint is at the highest place, and within the heatmap a quarter of one towards the higher
-    neighbour; its confidence
-    is the chance of being there or up to ``AROUND`` places away.
+    neighbour; its confidence is the chance of being there or up to ``AROUND`` places away.
     """
     count, joints, high, wide = logits_DJHW.shape
     if not count:
@@ -155,10 +155,14 @@ def located(logits_DJHW: Tensor, boxes_D4: Tensor, temperature: float = 1.0) -> 
     chance_DJM = (logits_DJHW / temperature).flatten(2).softmax(-1)
     best_DJ = chance_DJM.argmax(-1)
     x_DJ, y_DJ = best_DJ % wide, best_DJ // wide
-    chance_DJHW = chance_DJM.unflatten(-1, (high, wide))  # type: ignore[no-untyped-call]
-    side = 2 * AROUND + 1
-    near_DJHW = functional.avg_pool2d(chance_DJHW, side, 1, AROUND) * side**2
-    sure_DJ = near_DJHW.flatten(2).gather(-1, best_DJ[..., None])[..., 0].clamp(max=1)
+    reach = torch.arange(-AROUND, AROUND + 1, device=best_DJ.device)
+    rows_DJA, columns_DJA = y_DJ[..., None] + reach, x_DJ[..., None] + reach
+    in_rows = (rows_DJA >= 0) & (rows_DJA < high)
+    in_columns = (columns_DJA >= 0) & (columns_DJA < wide)
+    rows_DJA, columns_DJA = rows_DJA.clamp(0, high - 1), columns_DJA.clamp(0, wide - 1)
+    around_DJN = (rows_DJA[..., :, None] * wide + columns_DJA[..., None, :]).flatten(2)
+    inside_DJN = (in_rows[..., :, None] & in_columns[..., None, :]).flatten(2)
+    sure_DJ = (chance_DJM.gather(-1, around_DJN) * inside_DJN).sum(-1).clamp(max=1)
 
     def lean(at_DJ: Tensor, last: int, step: int) -> Tensor:
         near = [(best_DJ + s).clamp(0, high * wide - 1)[..., None] for s in (step, -step)]

@@ -29,6 +29,7 @@ class People(AnchorFree):
 
     scale: float = 1.1
     fine: bool = True
+    most: int = 10
     joints: int = 17
     """17 as COCO has them, or 18 with the neck."""
     pictures: int = 600
