@@ -133,10 +133,14 @@ class Detector(Supervised):
         self, models: Models, batches: Iterable[Batch]
     ) -> Iterator[tuple[Found, Instances]]:
         """Yield what is found in each picture, and its objects, on the host."""
+        import torch
+
         from trainers.data.instances import Found, Instances
 
         for x_BCHW, truths in batches:
-            for found, truth in zip(self.found(models, x_BCHW), truths, strict=True):
+            with torch.no_grad():
+                every = self.found(models, x_BCHW)
+            for found, truth in zip(every, truths, strict=True):
                 yield Found(*map(on_host, found)), Instances(*map(on_host, truth))
 
     def tally(self, models: Models, batches: Iterable[Batch]) -> DetectionTally:
