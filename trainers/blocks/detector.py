@@ -133,14 +133,10 @@ class Detector(Supervised):
         self, models: Models, batches: Iterable[Batch]
     ) -> Iterator[tuple[Found, Instances]]:
         """Yield what is found in each picture, and its objects, on the host."""
-        import torch
-
         from trainers.data.instances import Found, Instances
 
         for x_BCHW, truths in batches:
-            with torch.no_grad():
-                every = self.found(models, x_BCHW)
-            for found, truth in zip(every, truths, strict=True):
+            for found, truth in zip(self.found(models, x_BCHW), truths, strict=True):
                 yield Found(*map(on_host, found)), Instances(*map(on_host, truth))
 
     def tally(self, models: Models, batches: Iterable[Batch]) -> DetectionTally:
@@ -162,9 +158,12 @@ class Detector(Supervised):
 
     def baselines(self) -> dict[str, float]:
         """Return the primary test score of no training."""
+        import torch
+
         from trainers.blocks.alone import untrained
 
-        scores = self.score(untrained(self), self.batches("test"))
+        with torch.no_grad():
+            scores = self.score(untrained(self), self.batches("test"))
         return {"untrained": scores[self.primary]}
 
     def look(self, models: Models, image_HW3: Bytes) -> Found:
@@ -211,10 +210,14 @@ class Detector(Supervised):
 
     def picture(self, models: Models) -> Image.Image:
         """Draw test pictures, spread evenly, with their true objects and those found."""
+        import torch
+
         from trainers.pictures.instances import Compared, draw_compared
         from trainers.pictures.sheet import Heading
 
-        test, scores = self.examples("test"), self.score(models, self.batches("test"))
+        test = self.examples("test")
+        with torch.no_grad():
+            scores = self.score(models, self.batches("test"))
         step = max(1, len(test) // SHOWN)
         chosen = [test[index] for index in range(0, min(len(test), SHOWN * step), step)]
         shown = [Compared(image, truth, self.look(models, image)) for image, truth in chosen]
