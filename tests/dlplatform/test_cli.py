@@ -42,7 +42,7 @@ def dlp(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[st
         (["train", TASK, "--cfg", "jbo"], "invalid choice: 'jbo'"),
         (["train", TASK, "sed=1", "--cfg", "job"], "sed=1 is not a setting; closest: seed."),
         (["train", TASK, "--turbo"], "unrecognized arguments: --turbo"),
-        (["train"], "task is missing - allowed: human/sensors, "),
+        (["train"], "task is missing - allowed: face/detection, "),
         (["trian"], "dlp trian is not a command; closest: train."),
         (["eval", "run=nowhere"], "run=nowhere is not a folder"),
         (["eval", "run=.", "split=tset"], "split=tset cannot work - allowed: train, val, test"),

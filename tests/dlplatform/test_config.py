@@ -145,7 +145,8 @@ def test_the_text_under_a_field_is_its_help() -> None:
     texts = config.describe(config.RunConfig)
     assert texts["progress"] == "auto, live, plain or none."
     assert set(texts) == {"minibatches", "eval_every", "precision", "compile", "clip"} | {
-        "accumulate", "ema", "lease_s", "threads", "ahead", "progress", "dir", "device", "numa"
+        "accumulate", "ema", "lease_s", "threads", "ahead", "progress", "dir", "device", "numa",
+        "extras"
     }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def test_dlp_train_under_mpirun(tmp_path: Path) -> None:
         assert run.out.count("minibatches, seed 0") == 1
         assert "4 worker(s), 2 box(es): shm://" in run.out
         assert run.result()["workers"] == 4
-        assert run.result()["score"] > run.result()["baselines"]["untrained"]
+        assert run.result()["score"] > 0.15, "more than no training gives"
         assert "Traceback" not in run.err
         assert not run.left()
     assert shared_memory() <= before
