@@ -20,6 +20,8 @@ from dlplatform.memorybox import wire
 from dlplatform.rules.rule import find_rule
 from launch import job, nursery
 
+FORK = "DLP_FORK"
+"""Set to 0 where torch does not bear to be forked: every worker imports it by itself."""
 PROGRAM = nursery.WORKER
 """What the workers run."""
 
@@ -159,6 +161,9 @@ def _variables(config: dict[str, Any]) -> dict[str, str]:
 def _start(config: dict[str, Any], workers: list[Worker]) -> None:
     """Have a nursery start the workers; should it fail, it is the one that is looked at."""
     path = job.write_config(config)
+    if os.environ.get(FORK) == "0":
+        workers += [_plain(config, path, rank) for rank in range(config["workers"])]
+        return
     told, tell = os.pipe()
     with nursery.next_of_kin(), os.fdopen(told, "rb") as children:
         process = subprocess.Popen(
@@ -179,6 +184,19 @@ def _start(config: dict[str, Any], workers: list[Worker]) -> None:
     for rank, pid in enumerate(pids):
         more = (path.with_name(f"rank-{rank}.log"), None) if rank else first
         workers.append(Worker(rank, nursery.Adopted(pid), *more))
+
+
+def _plain(config: dict[str, Any], path: Path, rank: int) -> Worker:
+    """Start one worker as a process that imports all by itself."""
+    own = {"DLP_RANK": str(rank), "DLP_LOCAL_RANK": str(rank)}
+    env, log = {**os.environ, **_variables(config), **own}, path.with_name(f"rank-{rank}.log")
+    if rank:
+        return Worker(rank, logged(path, env, log), log)
+    process = subprocess.Popen(
+        _command(path), env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    return Worker(rank, process, log, job.Lines(process.stderr))
 
 
 def logged(path: Path, env: dict[str, str], log: Path) -> subprocess.Popen[Any]:

@@ -279,6 +279,15 @@ def test_a_stale_result_is_not_taken_for_a_new_one(worker: Any, tmp_path: Path) 
     assert "no result in" in str(fails(tmp_path / "run"))
 
 
+@pytest.mark.slow
+def test_workers_need_not_be_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLP_FORK", "0")
+    words = ["task=zoo/digits", "rule=easgd", "workers=2", "run.minibatches=8", "run.extras=false"]
+    line = [sys.executable, "-m", "dlplatform.cli", "train", *words, f"run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "2 worker(s)" in done.stdout, done.stderr
+
+
 def test_plan_names_every_process(tmp_path: Path) -> None:
     config = settings(tmp_path, workers=2)
     config["cluster"]["boxes"], config["boxes"] = [], 3
