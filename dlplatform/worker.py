@@ -25,6 +25,11 @@ LOGS = "DLP_LOGS"
 """Set by launchers that all workers talk to at once: only rank 0 does, the others to a file."""
 
 
+def log_of(config: Path, rank: int) -> Path:
+    """Return the file for what a worker says that does not speak to everybody."""
+    return config.with_name(f"rank-{rank}.log")
+
+
 def train_as_rank(lent: Any, settings: dict[str, Any], end_mpi: Callable[[], None]) -> float:
     """Train this rank's share, or be a box; MPI ends before it is needed no more."""
     if settings["cluster"]["transport"] == "mpi":
@@ -61,7 +66,7 @@ def work(path: str) -> None:
     if not os.environ.get(LOGS) or not world.rank:
         _train(settings)
         return
-    with _own_log(file.with_name(f"rank-{world.rank}.log")):
+    with _own_log(log_of(file, world.rank)):
         _train(settings)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from dlplatform.errors import PeerLost, Preempted
 from dlplatform.memorybox import wire
 from dlplatform.rules.rule import find_rule
+from dlplatform.worker import log_of
 from launch import job, nursery
 
 FORK = "DLP_FORK"
@@ -118,7 +119,7 @@ def drive(
 
 
 def plan(config: dict[str, Any]) -> list[str]:
-    """Return the command lines that ``run`` would start."""
+    """Return the command lines that do by hand what ``run`` does."""
     if in_process(config):
         return ["# one worker and its box inside this process"]
     lines = []
@@ -130,8 +131,7 @@ def plan(config: dict[str, Any]) -> list[str]:
         lines += [shlex.join(box)] * int(config["boxes"])
     path = Path(config["run"]["dir"]).absolute() / job.CONFIG
     for rank in range(config["workers"]):
-        ranked = {"DLP_RANK": rank, "DLP_LOCAL_RANK": rank, **_variables(config)}
-        own = " ".join(f"{key}={value}" for key, value in ranked.items())
+        own = " ".join(f"{key}={value}" for key, value in _variables(config, rank).items())
         lines.append(f"{own} {shlex.join(_command(path))}")
     return lines
 
@@ -152,51 +152,57 @@ def _command(path: Path) -> list[str]:
     return [sys.executable, "-m", "dlplatform.worker", str(path)]
 
 
-def _variables(config: dict[str, Any]) -> dict[str, str]:
-    """Return what all workers learn from this launcher."""
-    size = str(config["workers"])
-    return {"DLP_SIZE": size, "DLP_LOCAL_SIZE": size, **job.variables(config)}
+def _variables(config: dict[str, Any], rank: int) -> dict[str, str]:
+    rank_text, size = str(rank), str(config["workers"])
+    return {
+        "DLP_RANK": rank_text,
+        "DLP_SIZE": size,
+        "DLP_LOCAL_RANK": rank_text,
+        "DLP_LOCAL_SIZE": size,
+        **job.variables(config),
+    }
 
 
 def _start(config: dict[str, Any], workers: list[Worker]) -> None:
     """Have a nursery start the workers; should it fail, it is the one that is looked at."""
-    path = job.write_config(config)
+    path, count = job.write_config(config), config["workers"]
     if os.environ.get(FORK) == "0":
-        workers += [_plain(config, path, rank) for rank in range(config["workers"])]
+        workers += [_start_worker(config, path, rank) for rank in range(count)]
         return
     told, tell = os.pipe()
     with nursery.next_of_kin(), os.fdopen(told, "rb") as children:
-        process = subprocess.Popen(
-            nursery.command(PROGRAM, path, config["workers"], tell),
-            env={**os.environ, **_variables(config)}, stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True, pass_fds=[tell],
-        )  # fmt: skip
-        assert process.stderr is not None
-        first = path.with_name("rank-0.log"), job.Lines(process.stderr)
+        line, env = nursery.command(PROGRAM, path, count, tell), _variables(config, 0)
+        process, lines = _speaking(line, env, tell)
         try:
             os.close(tell)
             pids = json.loads(children.read() or "[]")
             process.wait()
         finally:
             process.kill()
-    if not pids:
-        workers.append(Worker(0, process, *first))
-    for rank, pid in enumerate(pids):
-        more = (path.with_name(f"rank-{rank}.log"), None) if rank else first
-        workers.append(Worker(rank, nursery.Adopted(pid), *more))
+    found: list[job.Process] = [nursery.Adopted(pid) for pid in pids]
+    for rank, one in enumerate(found or [process]):
+        workers.append(Worker(rank, one, log_of(path, rank), None if rank else lines))
 
 
-def _plain(config: dict[str, Any], path: Path, rank: int) -> Worker:
-    """Start one worker as a process that imports all by itself."""
-    own = {"DLP_RANK": str(rank), "DLP_LOCAL_RANK": str(rank)}
-    env, log = {**os.environ, **_variables(config), **own}, path.with_name(f"rank-{rank}.log")
+def _start_worker(config: dict[str, Any], path: Path, rank: int) -> Worker:
+    """Start one worker that imports everything by itself."""
+    env, log = _variables(config, rank), log_of(path, rank)
     if rank:
-        return Worker(rank, logged(path, env, log), log)
+        return Worker(rank, logged(path, {**os.environ, **env}, log), log)
+    process, lines = _speaking(_command(path), env)
+    return Worker(rank, process, log, lines)
+
+
+def _speaking(
+    line: list[str], more: dict[str, str], *files: int
+) -> tuple[subprocess.Popen[Any], job.Lines]:
+    """Start a process that speaks here, but for the errors that it ends with."""
     process = subprocess.Popen(
-        _command(path), env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+        line, env={**os.environ, **more}, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, pass_fds=files,
+    )  # fmt: skip
     assert process.stderr is not None
-    return Worker(rank, process, log, job.Lines(process.stderr))
+    return process, job.Lines(process.stderr)
 
 
 def logged(path: Path, env: dict[str, str], log: Path) -> subprocess.Popen[Any]:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dlplatform.cli import guard
+from dlplatform.worker import log_of
 from dlplatform.world import die_with_parent
 
 WORKER = "dlplatform.worker"
@@ -67,26 +68,26 @@ def start(program: str, config: Path, count: int, told: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its launcher hears Ctrl-C, too
     if program == WORKER:
         import dlplatform.trainer  # noqa: F401
-    launcher, children = os.getppid(), []
+    launcher, nursery, children = os.getppid(), os.getpid(), []
     for rank in range(count):
         child = os.fork()
         if not child:
             os.close(told)
-            _be(program, config, rank, launcher)
+            while os.getppid() == nursery:
+                time.sleep(0.001)
+            if os.getppid() != launcher:  # it is gone, and somebody else has the orphans
+                os.kill(os.getpid(), signal.SIGKILL)
+            _be(program, config, rank)
         children.append(child)
     os.write(told, json.dumps(children).encode())
 
 
-def _be(program: str, config: Path, rank: int, launcher: int) -> None:
+def _be(program: str, config: Path, rank: int) -> None:
     """Be a worker; rank 0 speaks where the nursery does, the others to files."""
-    while os.getppid() != launcher:
-        if os.getppid() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.001)
     os.environ["DLP_RANK"] = os.environ["DLP_LOCAL_RANK"] = str(rank)
     Path("/proc/self/comm").write_text(f"dlp-rank-{rank}")
     if rank:
-        with config.with_name(f"rank-{rank}.log").open("w") as log:
+        with log_of(config, rank).open("w") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)

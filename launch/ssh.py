@@ -22,6 +22,7 @@ from typing import Any
 from dlplatform.errors import EnvironmentMissing, UsageError
 from dlplatform.memorybox import wire
 from dlplatform.memorybox.process import Boxes
+from dlplatform.worker import log_of
 from launch import job, local
 
 LOST = 255
@@ -209,7 +210,7 @@ def agent_of(hosts: Hosts) -> Iterator[None]:
 
 def _worker(rank: int, line: list[str], told: str, config: Path) -> local.Worker:
     """Start a worker; rank 0 speaks here, the others to a file."""
-    log = config.with_name(f"rank-{rank}.log")
+    log = log_of(config, rank)
     with log.open("w") as out:
         process = Far(
             line, stdin=subprocess.PIPE, stdout=None if rank == 0 else out, text=True,
