@@ -146,14 +146,15 @@ def summary(trainer: Trainer, result: dict[str, Any], picture: Path | None) -> s
     name = result["primary"]
     base = "  ".join(f"{key} {value:.4f}" for key, value in result["baselines"].items())
     joined, left, lost = (result[f"{how}_workers"] for how in ("joined", "left", "lost"))
+    board = f"tensorboard  tensorboard --logdir {trainer.folder}"
+    shown = [f"picture      {picture}", board] if picture else []
     lines = [
         f"test {name} {result['score']:.4f}   (baselines: {base or 'none'})",
         f"time {result['seconds']:.1f} s, {result['minibatches']} minibatches, "
         f"{result['workers']} worker(s), rule {result['rule']}",
         *([f"workers that joined: {joined}, and left again: {left}"] if joined else []),
         *([f"workers lost on the way: {lost}"] if lost else []),
-        *([f"picture      {picture}"] if picture else []),
-        *([f"tensorboard  tensorboard --logdir {trainer.folder}"] if picture else []),
+        *shown,
         f"evaluate     dlp eval run={shlex.quote(str(trainer.folder))}",
         f"again        {repeat(trainer)}",
     ]

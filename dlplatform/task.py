@@ -167,11 +167,11 @@ def added(terms: Tensor | Terms, over: Mapping[str, float] | None = None) -> Ten
 
     Args:
         terms: of the loss.
-        over: what each ``Mean`` is divided by instead of its own number.
+        over: what each ``Mean`` is divided by, by its name (default: its own number).
     """
     if not isinstance(terms, Mapping):
         return terms
-    over = numbers(terms) | dict(over or {})
+    over = numbers(terms) if over is None else over
     values = [
         one.total / (over[name] or 1.0) if isinstance(one, Mean) else one
         for name, one in terms.items()

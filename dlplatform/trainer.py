@@ -91,9 +91,11 @@ class Trainer:
             self.forward = {
                 name: cast(nn.Module, torch.compile(model)) for name, model in self.models.items()
             }
-        narrow = self.run.precision == "bf16"
         self.autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=narrow, cache_enabled=False
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.run.precision == "bf16",
+            cache_enabled=False,
         )
         self.ahead = Ahead(self)
         self.stage = Stage(self) if self.cut.stages > 1 else None
@@ -128,9 +130,14 @@ class Trainer:
         place.replicas = cluster.replicas
         self.place = place
         job = Job.open(
-            self.world, place, boxes=boxes, first=self.saved.position if self.saved else 0,
-            total=self.total, timeout_s=cluster.timeout_s, lease_s=self.run.lease_s,
-        )  # fmt: skip
+            self.world,
+            place,
+            boxes=boxes,
+            first=self.saved.position if self.saved else 0,
+            total=self.total,
+            timeout_s=cluster.timeout_s,
+            lease_s=self.run.lease_s,
+        )
         job.work.leaving = lambda: self.world.late and self.signalled
         return job
 
