@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import torch
 
-from dlplatform.errors import PlatformError
+from dlplatform.cli import guard
 from trainers.blocks.detector import Detector
 from trainers.data.instances import Kinds
 from trainers.human.instances import Objects
@@ -98,8 +98,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PlatformError as error:
-        print(f"dlp: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(guard(main))

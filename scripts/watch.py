@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from dlplatform.errors import PlatformError, UsageError
+from dlplatform.cli import guard
+from dlplatform.errors import UsageError
 from trainers.blocks.detector import Detector
 from trainers.pipeline.events import Alert, Polygon, Rule
 from trainers.pipeline.judged import threshold_at
@@ -105,8 +106,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PlatformError as error:
-        print(f"dlp: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(guard(main))

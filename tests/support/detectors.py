@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from learning import trained
 from PIL import Image
 
 from dlplatform.seeds import derive
-from dlplatform.task import Models
+from dlplatform.task import Models, Terms, added, numbers
 from trainers.blocks.anchorfree import AnchorFree
 from trainers.blocks.detector import Batch
 
@@ -53,6 +54,19 @@ def written(task: AnchorFree, folder: Path, frames: int = 1) -> Path:
     )
     image.save(path, **options)
     return path
+
+
+def in_halves(task: AnchorFree, models: Models, batch: Batch) -> tuple[Terms, list[Terms]]:
+    """Return the losses of a batch and of its halves, which have to be as large together."""
+    with torch.no_grad():
+        whole = task.loss(models, batch)
+        parts: list[Terms] = [task.loss(models, half) for half in halves(batch)]
+    names = numbers(whole)
+    assert set(names) == set(whole), "all of them are means"
+    shared = {name: sum(numbers(part)[name] for part in parts) for name in names}
+    together = sum(float(added(part, shared)) for part in parts)
+    assert float(added(whole)) == pytest.approx(together, rel=1e-4)
+    return whole, parts
 
 
 def halves(batch: Batch) -> list[Batch]:

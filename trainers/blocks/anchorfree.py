@@ -31,6 +31,9 @@ KEPT = {
 }
 """Parts of the network whose weights are not trained."""
 
+HELD = {"val": 50, "test": 150}
+"""Pictures that are drawn to choose and to judge by."""
+
 
 @dataclass
 class AnchorFree(Detector):
@@ -57,10 +60,10 @@ class AnchorFree(Detector):
     for half of the area. CenterMask has the third."""
     most: int = 50
     """Objects of a picture, at most."""
-
     learnt: int = 6
     """Regions of a picture that masks and joints are learnt from, at most."""
-
+    pictures: int = 600
+    """Pictures to train on that are drawn."""
     start: str = ""
     """Folder of a finished run of a detector whose weights to begin with, where they fit."""
     keep: str = ""
@@ -81,6 +84,11 @@ class AnchorFree(Detector):
         check("learnt", self.learnt, 1 <= self.learnt <= 1000, "1 to 1000")
         check("keep", self.keep, self.keep in KEPT, "stem, backbone, detector or nothing")
         check("most", self.most, 1 <= self.most <= 1000, "1 to 1000")
+        check("pictures", self.pictures, self.pictures >= 1, "1 or more")
+
+    def count(self, split: str) -> int:
+        """Return how many pictures of a split are drawn."""
+        return HELD.get(split, self.pictures)
 
     def models(self) -> Models:
         """Build the network, with the weights of another run where these are given and fit."""

@@ -133,11 +133,13 @@ class Detector(Supervised):
         self, models: Models, batches: Iterable[Batch]
     ) -> Iterator[tuple[Found, Instances]]:
         """Yield what is found in each picture, and its objects, on the host."""
-        from trainers.data.instances import Found, Instances
+        from torch import Tensor
+
+        from dlplatform.device import changed
 
         for x_BCHW, truths in batches:
             for found, truth in zip(self.found(models, x_BCHW), truths, strict=True):
-                yield Found(*map(on_host, found)), Instances(*map(on_host, truth))
+                yield changed(found, Tensor.cpu), changed(truth, Tensor.cpu)
 
     def tally(self, models: Models, batches: Iterable[Batch]) -> DetectionTally:
         """Hold what is found in all pictures against their objects."""
@@ -178,9 +180,9 @@ class Detector(Supervised):
         import numpy as np
         import torch
 
+        from dlplatform.device import changed
         from kernels.vision import nms
         from trainers.blocks.pixels import normalised
-        from trainers.data.instances import Found
         from trainers.synth.instance_views import fitted, undone
 
         views = [fitted(image_HW3, self.side) for image_HW3 in images]
@@ -191,7 +193,7 @@ class Detector(Supervised):
             answers = self.found(models, x_BCHW.to(where))
         looked = []
         for answer, view, image_HW3 in zip(answers, views, images, strict=True):
-            found = Found(*map(on_host, answer))
+            found: Found = changed(answer, torch.Tensor.cpu)
             found = found.take(found.scores_N >= self.shown)
             found = found.take(nms(found.boxes_N4, found.scores_N, ONE_PLACE))
             looked.append(undone(found, view, image_HW3.shape[:2]))
@@ -273,8 +275,3 @@ def _stacked(seen: Iterable[tuple[Bytes, Instances]]) -> Batch:
 
     images, truths = zip(*seen, strict=True)
     return normalised(torch.from_numpy(np.stack(images))), list(truths)
-
-
-def on_host(value: Any) -> Any:
-    """Return a tensor on the CPU; None stays None."""
-    return None if value is None else value.cpu()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from trainers.data.instances import InstanceSet, Kinds
     from trainers.nets.fcos import HeadShape
 
-COUNTS = {"val": 50, "test": 150}
 SURE = 0.5
 """Score from which a face is good enough to be recognised; 0.2 is for hiding faces."""
 
@@ -44,22 +43,18 @@ class Faces(AnchorFree):
     shown: float = SURE
     landmark_weight: float = 0.5
     """Of the landmarks in the loss; RetinaFace has 0.1 to 0.25."""
-    pictures: int = 600
-    """Pictures to train on that are drawn."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything starts."""
         super().__post_init__()
         weight = self.landmark_weight
         check("landmark_weight", weight, weight >= 0, "0 or more")
-        check("pictures", self.pictures, self.pictures >= 1, "1 or more")
 
     def drawn(self, split: str) -> InstanceSet:
         """Return pictures of none to some faces on clutter, with ellipses that are none."""
         from trainers.synth.faces_scene import face_scenes
 
-        count = COUNTS.get(split, self.pictures)
-        return face_scenes(derive(self.seed, split), count, self.side)
+        return face_scenes(derive(self.seed, split), self.count(split), self.side)
 
     def loaded(self, split: str) -> InstanceSet:
         """Return the pictures of a folder of WIDER FACE."""

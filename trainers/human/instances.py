@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from trainers.nets.centermask import Regions
     from trainers.scores.overlap import What
 
-COUNTS = {"val": 50, "test": 150}
-
 
 @task("human/instances")
 @dataclass
 class Objects(AnchorFree):
     """Objects found and cut out at once.
+
+    Every place of a pyramid over VoVNetV2 says which class an object around it has and how far
+    its sides are (FCOS); a head reads each box from the level of its size, attends to some of
+    its places and draws the mask of every class. With ``start`` it goes on from the weights of
+    a run with other classes.
 
     A batch is a pair (x_BCHW normalised, the objects of each picture).
     """
@@ -43,21 +46,16 @@ class Objects(AnchorFree):
     classes: int = 8
     """Kinds of objects that are drawn, up to 80."""
 
-    pictures: int = 600
-    """Pictures to train on that are drawn."""
-
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything starts."""
         super().__post_init__()
         check("classes", self.classes, 1 <= self.classes <= 80, "1 to 80")
-        check("pictures", self.pictures, self.pictures >= 1, "1 or more")
 
     def drawn(self, split: str) -> InstanceSet:
         """Return pictures of shapes in textures."""
         from trainers.synth.objects import objects
 
-        count = COUNTS.get(split, self.pictures)
-        return objects(derive(self.seed, split), count, self.classes, self.side)
+        return objects(derive(self.seed, split), self.count(split), self.classes, self.side)
 
     def loaded(self, split: str) -> InstanceSet:
         """Return the pictures of a folder in COCO's format."""

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from trainers.data.instances import Found, Instances, InstanceSet
 
-COUNTS = {"val": 50, "test": 150}
-
 
 @dataclass
 class People(AnchorFree):
@@ -32,21 +30,19 @@ class People(AnchorFree):
     most: int = 10
     joints: int = 17
     """17 as COCO has them, or 18 with the neck."""
-    pictures: int = 600
-    """Pictures to train on that are drawn."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything starts."""
         super().__post_init__()
         check("joints", self.joints, self.joints in (17, 18), "17 or 18")
-        check("pictures", self.pictures, self.pictures >= 1, "1 or more")
 
     def drawn(self, split: str) -> InstanceSet:
         """Return pictures of people of capsules before a tilted camera."""
         from trainers.synth.human_scenes import people
 
-        count = COUNTS.get(split, self.pictures)
-        return people(derive(self.seed, split), count, self.side, neck=self.joints == 18)
+        return people(
+            derive(self.seed, split), self.count(split), self.side, neck=self.joints == 18
+        )
 
     def at_truth(
         self, models: Models, batches: Iterable[Batch]
@@ -54,10 +50,9 @@ class People(AnchorFree):
         """Yield the joints_NJ3 that are found in the true boxes of each picture, and the truth."""
         import torch
 
+        from dlplatform.device import changed
         from trainers.blocks.centermask import heads
-        from trainers.blocks.detector import on_host
         from trainers.blocks.regions import located
-        from trainers.data.instances import Instances
 
         for x_BCHW, truths in batches:
             net, maps, _ = self.dense(models, x_BCHW)
@@ -68,7 +63,7 @@ class People(AnchorFree):
             counts = [len(one) for one in boxes]
             found = torch.split(located(said, torch.cat(boxes)).cpu(), counts)
             for joints_NJ3, truth in zip(found, truths, strict=True):
-                yield joints_NJ3, Instances(*map(on_host, truth))
+                yield joints_NJ3, changed(truth, torch.Tensor.cpu)
 
 
 def joint_scores(
