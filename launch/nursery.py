@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dlplatform.cli import guard
-from dlplatform.worker import log_of
+from dlplatform.worker import log_of, work
 from dlplatform.world import die_with_parent
 
 WORKER = "dlplatform.worker"
@@ -92,7 +92,10 @@ def _be(program: str, config: Path, rank: int) -> None:
             os.dup2(log.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [program, str(config)]
-    code = guard(lambda: runpy.run_module(program, run_name="__main__", alter_sys=True) and None)
+    if program == WORKER:  # not as a module to run: it is imported already, and Python warns of it
+        code = guard(lambda: work(str(config)))
+    else:
+        code = guard(lambda: runpy.run_module(program, alter_sys=True) and None)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
