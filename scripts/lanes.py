@@ -1,10 +1,10 @@
-"""Run all tests in three lanes at once: many wait for processes, or for Slurm, not for a core.
+"""Run all tests in a few lanes at once: many wait for processes, or for Slurm, not for a core.
 
 python scripts/lanes.py [WORDS FOR PYTEST]
 
-One lane prints as it goes, what the others have said comes at the end. Lanes on few cores take time
-from one another, so tests that failed run again, alone, before they count; each is named. The exit
-status is 0 when all have passed.
+The tests come in pieces. A lane that is free takes the next piece; what it said is printed when it
+ends. Lanes on few cores take time from one another, so tests that failed run again, alone, before
+they count; each is named. Last comes what took how long. The exit status is 0 when all have passed.
 """
 
 from __future__ import annotations
@@ -19,70 +19,111 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "lanes"
-LAUNCH, TRAINERS, CONFORMANCE = "tests/launch", "tests/trainers", "tests/conformance"
-HERE = ["-m", "not rdma"]
-MAIN = ["tests", *(f"--ignore={folder}" for folder in (LAUNCH, TRAINERS, CONFORMANCE)), *HERE]
-BESIDE = [[[LAUNCH], [TRAINERS]], [["-m", "rdma"], [CONFORMANCE, *HERE]]]
-"""For each lane beside the main one what it runs, one after the other."""
+LANES = 4
+"""Pieces at once."""
+GUEST = "rdma"
+"""The piece of all tests with this mark, which run in one guest."""
+PLACES = (
+    "tests/launch",
+    "tests/launch/slurm",
+    "tests/conformance/test_tasks.py",
+    "tests/dlplatform",
+    "tests/chaos",
+    "tests/trainers/zoo",
+    "tests/conformance",
+    "tests/trainers",
+    "tests",
+)
+"""The other pieces, longest first: what is below each, but not below another one that is named.
+
+What must not meet itself is in one piece: jobs of one Slurm, hosts with addresses of one network.
+"""
 PASSED, FAILED = 0, 1
 """Exit codes of pytest; with any other one it has not run its tests."""
 AGAIN = 20
 """More failures than that are no matter of time."""
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""Threads that spin until others are done would take the cores from the other lanes."""
+SLOWEST = 15
+"""Tests that are named at the end."""
 
 
-class Lane(threading.Thread):
-    """Runs pytest several times, one after the other, and keeps what it says."""
+class Piece:
+    """Some of the tests: runs pytest, which says what became of each, and keeps what it says."""
 
-    def __init__(self, number: int, runs: list[list[str]]) -> None:
-        super().__init__(daemon=True, name=f"lane{number}")
-        self.runs, self.log, self.codes = runs, BUILD / f"{self.name}.log", list[int]()
+    def __init__(self, name: str, words: list[str]) -> None:
+        self.name, self.words = name, words
+        self.log = BUILD / f"{name.replace('/', '.')}.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self.over, self.seconds = False, 0.0
+        self.code, self.seconds, self.found = -1, 0.0, list[dict[str, Any]]()
 
     def run(self) -> None:
-        """Run them all, unless the lane is closed before."""
+        """Run it to its end."""
         begin = time.monotonic()
+        outcomes = self.log.with_suffix(".outcomes")
+        outcomes.write_text("")
         with self.log.open("w") as out:
-            for number, words in enumerate(self.runs):
-                if not self.over:
-                    self.process = subprocess.Popen(
-                        pytest(f"{self.name}.{number}", words), cwd=ROOT, stdin=subprocess.DEVNULL,
-                        stdout=out, stderr=out, start_new_session=True,
-                    )  # fmt: skip
-                    self.codes.append(self.process.wait())
+            self.process = subprocess.Popen(
+                pytest(*self.words, "--outcomes", str(outcomes)), cwd=ROOT, env=ONE_THREAD,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            )  # fmt: skip
+            self.code = self.process.wait()
         self.seconds = time.monotonic() - begin
+        self.found = [json.loads(line) for line in outcomes.read_text().splitlines()]
 
-    def close(self) -> None:
-        """End what runs."""
-        self.over = True
-        if self.process is not None:
+    def end(self) -> None:
+        """End it, if it runs."""
+        if self.process is not None and self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGINT)
-        self.join(30)
 
 
-def pytest(name: str, words: list[str]) -> list[str]:
-    """Return the command of one run, which writes down what became of each test."""
-    outcomes = BUILD / f"{name}.outcomes"
-    outcomes.unlink(missing_ok=True)
-    return [sys.executable, "-m", "pytest", *words, "--outcomes", str(outcomes), *sys.argv[1:]]
+def lane(left: list[Piece], said: threading.Lock) -> None:
+    """Take piece after piece, as long as there are any, and print what each has said."""
+    while True:
+        try:
+            piece = left.pop(0)
+        except IndexError:
+            return
+        piece.run()
+        with said:
+            print(piece.log.read_text(errors="replace"))
+            print(f"lanes: {piece.name} after {piece.seconds:.0f} s", flush=True)
 
 
-def failures() -> list[str]:
-    """Return the tests that have failed, of all runs."""
-    lines = [line for file in BUILD.glob("*.outcomes") for line in file.read_text().splitlines()]
-    return [one["test"] for one in map(json.loads, lines) if one["outcome"] == "failed"]
+def pytest(*words: str) -> list[str]:
+    """Return the command of one run."""
+    return [sys.executable, "-m", "pytest", *words, *sys.argv[1:]]
+
+
+def parts() -> list[Piece]:
+    """Return all pieces, longest first."""
+    places = [place for place in PLACES if (ROOT / place).exists()]
+    pieces = [Piece(GUEST, ["-m", GUEST])]
+    for place in places:
+        others = [f"--ignore={one}" for one in places if one.startswith(f"{place}/")]
+        pieces.append(Piece(place, [place, *others, "-m", f"not {GUEST}"]))
+    return pieces
 
 
 def again(failed: list[str]) -> int:
     """Run tests once more, with nothing beside them; return pytest's exit code."""
     print(f"lanes: once more, alone: {' '.join(failed)}", flush=True)
     (BUILD / "again").write_text("\n".join(failed))
-    command = [sys.executable, "-m", "pytest", f"@{BUILD / 'again'}", *sys.argv[1:]]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    return subprocess.run(pytest(f"@{BUILD / 'again'}"), cwd=ROOT, check=False).returncode
+
+
+def times(pieces: list[Piece]) -> str:
+    """Return how long the pieces took, and the slowest tests (a guest's wait for it, not told)."""
+    took = [(piece.seconds, piece.name) for piece in pieces]
+    here = [one for piece in pieces if piece.name != GUEST for one in piece.found]
+    tests = sorted(((one["seconds"], one["test"]) for one in here), reverse=True)
+    rows = [*sorted(took, reverse=True), *tests[:SLOWEST]]
+    return "\n".join(f"lanes: {seconds:6.1f} s  {name}" for seconds, name in rows)
 
 
 def stopped(number: int, frame: FrameType | None) -> None:
@@ -91,31 +132,31 @@ def stopped(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> int:
-    """Run all lanes; return 1 when a test did not pass, 130 when stopped."""
+    """Run all pieces; return 1 when a test did not pass, 130 when stopped."""
     signal.signal(signal.SIGTERM, stopped)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C, too
     BUILD.mkdir(parents=True, exist_ok=True)
-    for old in BUILD.glob("*.outcomes"):
-        old.unlink()
     begin = time.monotonic()
-    lanes = [Lane(number, runs) for number, runs in enumerate(BESIDE, 2)]
-    for lane in lanes:
-        lane.start()
+    pieces = parts()
+    left, said = list(pieces), threading.Lock()
+    lanes = [threading.Thread(target=lane, args=(left, said), daemon=True) for _ in range(LANES)]
     try:
-        codes = {subprocess.run(pytest("main", MAIN), cwd=ROOT, check=False).returncode}
-        print(f"lanes: the first after {time.monotonic() - begin:.0f} s", flush=True)
-        for lane in lanes:
-            while lane.is_alive():
-                lane.join(1)
-            print(lane.log.read_text(), flush=True)
-            print(f"lanes: {lane.name} after {lane.seconds:.0f} s", flush=True)
-            codes |= {*lane.codes}
-        failed = failures()
+        for one in lanes:
+            one.start()
+        for one in lanes:
+            while one.is_alive():
+                one.join(1)
+        print(times(pieces), flush=True)
+        codes = {piece.code for piece in pieces}
+        failed = [one["test"] for p in pieces for one in p.found if one["outcome"] == "failed"]
         if FAILED in codes <= {PASSED, FAILED} and 0 < len(failed) <= AGAIN:
             codes = {again(failed)}
     except KeyboardInterrupt:
-        for lane in lanes:
-            lane.close()
+        left.clear()
+        for piece in pieces:
+            piece.end()
+        for one in lanes:
+            one.join(30)
         return 130
     print(f"lanes: all after {time.monotonic() - begin:.0f} s; failed at first: {len(failed)}")
     return int(codes != {PASSED})

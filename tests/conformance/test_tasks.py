@@ -30,7 +30,9 @@ ROOT = Path(__file__).parents[2]
 CURVES = Path(__file__).with_name("curves.json")
 NAMES = [name for name, cls in tasks().items() if cls.__module__.startswith("trainers.")]
 EPISODES = ("retrieval/fewshot",)  # whose size of a batch is that of its classes
-SEED, STEPS, HALF, ROUNDS, WORKERS = 3, 20, 10, 4, 2
+SEED, STEPS, HALF, ROUNDS, WORKERS = 3, 12, 6, 4, 2
+FEW = 1
+"""Batches that jobs are judged on here: that it learns is shown by the tests of each task."""
 PATIENCE_S = 240.0
 """Detectors are judged on many pictures, beside other tests."""
 KILL = 40
@@ -153,7 +155,7 @@ def test_two_synchronous_workers_equal_one_on_both_minibatches(name: str, tmp_pa
         config = settings(
             tmp_path, name, "ssgd", seed=SEED, run=length, cluster=at(boxes), **small(name)
         )
-        ended = Workers(config, WORKERS).wait(PATIENCE_S)
+        ended = Workers(config, WORKERS, FEW).wait(PATIENCE_S)
     assert [one.code for one in ended] == [0] * WORKERS, ended
     expected = merged(name, total)
     trained = weights(tmp_path)
@@ -177,7 +179,7 @@ def test_a_killed_worker_does_not_end_an_elastic_job(name: str, tmp_path: Path) 
         place = at(boxes)
         config = settings(tmp_path, name, "easgd", seed=SEED, run=length, cluster=place,
                           **small(name))  # fmt: skip
-        workers = Workers(config, WORKERS)
+        workers = Workers(config, WORKERS, FEW)
         secret = boxes.secret.encode()
         cluster = Cluster(boxes.addresses, place["job"], secret, 30.0)
         until(lambda: cluster.counter("minibatch").value >= WORKERS)

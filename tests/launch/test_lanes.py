@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from seldom import LONG
 
 ROOT = Path(__file__).resolve().parents[2]
 ONCE = """
@@ -28,7 +28,6 @@ def test_fabric():
     assert True
 """
 CASES = {
-    "passes": ("def test(): pass", 0, "failed at first: 0"),
     "passes alone": (ONCE, 0, "failed at first: 1"),
     "fails": ("def test_never(): assert 0", 1, "failed at first: 1"),
     "does not load": ("import nothing_of_this_name", 1, "failed at first: 0"),
@@ -36,23 +35,23 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beside", [pytest.param(False, marks=LONG), True])
 @pytest.mark.parametrize("case", CASES)
-def test_a_failure_counts_when_it_comes_twice(tmp_path: Path, case: str, beside: bool) -> None:
+def test_a_failure_counts_when_it_comes_twice(tmp_path: Path, case: str) -> None:
     for name in ("scripts/lanes.py", "tests/conftest.py", "tests/support/guest.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    for name in ("launch", "trainers", "conformance"):
-        (tmp_path / "tests" / name).mkdir()
-        (tmp_path / "tests" / name / f"test_{name}.py").write_text("def test(): pass")
     text, code, words = CASES[case]
-    texts = ("def test(): pass", text) if beside else (text, "def test(): pass")
-    (tmp_path / "tests" / "test_main.py").write_text(texts[0])
-    (tmp_path / "tests" / "launch" / "test_launch.py").write_text(texts[1])
+    (tmp_path / "tests" / "launch").mkdir()
+    (tmp_path / "tests" / "launch" / "test_launch.py").write_text(text)
+    (tmp_path / "tests" / "test_rest.py").write_text("def test_rest(): pass")
     (tmp_path / "tests" / "test_fabric.py").write_text(FABRIC)
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "scripts" / "lanes.py"), "-q", "-p", "no:cacheprovider"],
+        [sys.executable, str(tmp_path / "scripts" / "lanes.py"), "-v", "-p", "no:cacheprovider"],
         capture_output=True, text=True, timeout=120, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     assert words in done.stdout
+    assert len(re.findall(r"test_rest.py::test_rest PASSED", done.stdout)) == 1, "in one piece"
+    took = re.findall(r"^lanes: +[\d.]+ s  (.+)$", done.stdout, re.M)
+    assert {*took[:3]} == {"rdma", "tests/launch", "tests"}
+    assert "tests/test_rest.py::test_rest" in took[3:]

@@ -24,6 +24,7 @@ from dlplatform.memorybox import wire
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.process import Boxes
 from dlplatform.rules.rule import Rule, find_rule
+from dlplatform.task import Task
 from dlplatform.transports.fleet import Fleet, simulate
 from dlplatform.world import World
 
@@ -169,11 +170,24 @@ def at(boxes: Boxes) -> dict[str, Any]:
     return {"boxes": boxes.addresses, "job": job}
 
 
-def _process(config: dict[str, Any], rank: int, size: int, secret: str, words: str) -> None:
+def judged_on(task: Task, few: int) -> Task:
+    """Let a task judge on its first batches alone: how good it is, other tests say."""
+    whole = task.batches
+    task.batches = lambda split: itertools.islice(whole(split), few)  # type: ignore[method-assign]
+    return task
+
+
+def _process(
+    config: dict[str, Any], rank: int, size: int, secret: str, words: str, few: int
+) -> None:
     import tinytask  # noqa: F401  registers the tasks
 
+    from dlplatform import trainer
     from dlplatform.cli import guard
-    from dlplatform.trainer import train
+
+    if few:
+        make = trainer.make_task
+        trainer.make_task = lambda *given: judged_on(make(*given), few)
 
     names = ("DLP_RANK", "DLP_LOCAL_RANK", "DLP_SIZE", "DLP_LOCAL_SIZE")
     values = (rank, rank, size, size)
@@ -182,7 +196,7 @@ def _process(config: dict[str, Any], rank: int, size: int, secret: str, words: s
     with open(words, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.exit(guard(lambda: train(config) and None))
+    sys.exit(guard(lambda: trainer.train(config) and None))
 
 
 @dataclass
@@ -194,9 +208,9 @@ class Ended:
 
 
 class Workers:
-    """Worker processes of one job, started at once."""
+    """Worker processes of one job, started at once; with ``few`` they judge on so many batches."""
 
-    def __init__(self, config: dict[str, Any], size: int) -> None:
+    def __init__(self, config: dict[str, Any], size: int, few: int = 0) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self.folder = Path(config["run"]["dir"])
@@ -204,7 +218,7 @@ class Workers:
         secret = os.environ.get(wire.SECRET, "")
         self.processes = [
             context.Process(
-                target=_process, args=(config, rank, size, secret, str(self._words(rank)))
+                target=_process, args=(config, rank, size, secret, str(self._words(rank)), few)
             )
             for rank in range(size)
         ]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from liverun import shared_memory
 
 from dlplatform.errors import EnvironmentMissing, PeerLost
 from dlplatform.memorybox import wire
@@ -218,7 +219,7 @@ def test_a_killed_box_leaves_nothing_in_its_folder(small: Callable[[str], str]) 
 
 
 def test_killing_a_box_leaves_no_file_in_dev_shm() -> None:
-    before = set(os.listdir("/dev/shm"))
+    before = shared_memory()
     boxes = Boxes(2, "shm")
     cluster = Cluster(boxes.addresses, "job", boxes.secret.encode(), 5)
     cluster.attach(cluster.create("w", 1 << 20)).scal(1.0)
@@ -227,7 +228,7 @@ def test_killing_a_box_leaves_no_file_in_dev_shm() -> None:
         process.wait()
     cluster.close()
     boxes.stop()
-    assert {name for name in set(os.listdir("/dev/shm")) - before if "dlp" in name} == set()
+    assert shared_memory() <= before
 
 
 # -- Boxes -----------------------------------------------------------------------------------

@@ -68,15 +68,16 @@ def test_the_lstm_has_as_many_parameters_as_it_says() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["rule=alone"],
-        ["rule=alone", "workers=2", "stages=2"],
-        ["rule=alone", "workers=2", "stages=2", "pipeline.schedule=async"],
-        ["rule=ssgd", "workers=4", "stages=2"],
+        pytest.param(["rule=alone"], id="whole", marks=LONG),
+        pytest.param(["rule=alone", "workers=2", "stages=2"], id="1f1b", marks=LONG),
+        pytest.param(
+            ["rule=alone", "workers=2", "stages=2", "pipeline.schedule=async"], id="async"
+        ),
+        pytest.param(["rule=ssgd", "workers=4", "stages=2"], id="2x2"),
     ],
-    ids=["whole", "1f1b", "async", "2x2"],
 )
 def test_stages_reach_the_score_of_the_whole(words: list[str], net: str, tmp_path: Path) -> None:
     fields = [f"task.net={net}", *(["task.lr=0.004"] if net == "lstm" else [])]
-    run = ["run.minibatches=400", f"run.dir={tmp_path}", "run.progress=none"]
+    run = ["run.minibatches=400", f"run.dir={tmp_path}", "run.progress=none", "run.extras=false"]
     assert cli.main(["train", "task=zoo/digits", *fields, *run, *words]) == 0
     assert json.loads((tmp_path / "result.json").read_text())["score"] >= WHOLE[net]
