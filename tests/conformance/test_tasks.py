@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 CURVES = Path(__file__).with_name("curves.json")
 NAMES = [name for name, cls in tasks().items() if cls.__module__.startswith("trainers.")]
 EPISODES = ("retrieval/fewshot",)  # whose size of a batch is that of its classes
+SMALL = {"batch_size": 4, "utterances": 120}
 SEED, STEPS, HALF, ROUNDS, WORKERS = 3, 12, 6, 4, 2
 FEW = 1
 """Batches that jobs are judged on here: that it learns is shown by the tests of each task."""
@@ -50,9 +51,10 @@ def _one_thread() -> None:
 
 
 def small(name: str) -> dict[str, Any]:
-    """Return fields that make minibatches small where a task has a size of them."""
+    """Return fields that make minibatches, and what is spoken, small where a task has such."""
     known = {field.name for field in fields(tasks()[name])}
-    return {"batch_size": 4} if "batch_size" in known and name not in EPISODES else {}
+    known -= {"batch_size"} if name in EPISODES else set()
+    return {key: value for key, value in SMALL.items() if key in known}
 
 
 def task_of(name: str, seed: int = SEED, total: int | None = None) -> Task:

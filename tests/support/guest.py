@@ -24,6 +24,8 @@ SHARDS = 2
 LIMIT_S, LAST_WORDS = 1500, 30
 BRIEF = "/test_transports.py", "/test_transport_jobs.py", "/transports/", "/test_numa.py"
 """Transports and nodes; operations, functions and views over verbs run with --long, too."""
+OPERATIONS = "scal", "axpy", "elastic", "merge", "fetch", "copy", "sgd", "adam"
+"""One of each kind: by what is sent, what comes back and what is kept; all run with --long."""
 PYTEST = "python -m pytest --slow --tb=short -q -p no:cacheprovider"
 
 
@@ -125,11 +127,16 @@ def guest(session: pytest.Session) -> Guest:
 def moved(items: list[pytest.Item], everything: bool) -> list[pytest.Item]:
     """Return the tests with those marked rdma replaced by reports of the guest."""
     chosen = [
-        item
-        for item in items
-        if everything or not item.get_closest_marker("rdma") or any(b in item.nodeid for b in BRIEF)
-    ]
+        item for item in items
+        if everything or not item.get_closest_marker("rdma") or _brief(item)
+    ]  # fmt: skip
     return [_moved(item) if item.get_closest_marker("rdma") else item for item in chosen]
+
+
+def _brief(item: pytest.Item) -> bool:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    kept = parameters.get("op") in (None, *OPERATIONS)
+    return kept and any(b in item.nodeid for b in BRIEF)
 
 
 def _moved(item: pytest.Item) -> pytest.Item:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import islice
+from typing import Any
+
 import torch
 
 from dlplatform.seeds import derive
@@ -29,3 +32,8 @@ def trained(task: Task, minibatches: int, clip: float = 0.0) -> Models:
     for net in models.values():
         net.eval()
     return models
+
+
+def some(task: Task, split: str = "test") -> list[Any]:
+    """Return two batches of a split: enough to tell whether a task has learnt."""
+    return list(islice(task.batches(split), 2))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import trained
+from learning import some, trained
 
 from dlplatform.errors import UsageError
 from dlplatform.task import added
@@ -79,8 +79,8 @@ def test_settings_that_cannot_work(name: str, value: object) -> None:
 
 @pytest.mark.slow
 def test_it_cuts_shapes_out_of_scenes() -> None:
-    task = MaskRCNN(minibatches=80)
-    scores = task.score(trained(task, task.minibatches), task.batches("test"))
+    task = MaskRCNN(minibatches=60)
+    scores = task.score(trained(task, task.minibatches), some(task))
     print(scores)
-    # A quarter of a run; a whole one reaches 0.95 with both.
+    # A fifth of a run; a whole one reaches 0.95 with both.
     assert scores["box_AP50"] > 0.3 and scores["mask_AP50"] > 0.3
