@@ -103,7 +103,7 @@ def pytest(*words: str) -> list[str]:
 def parts() -> list[Piece]:
     """Return all pieces, longest first."""
     places = [place for place in PLACES if (ROOT / place).exists()]
-    pieces = [Piece(GUEST, ["-m", GUEST])]
+    pieces = [Piece(GUEST, ["tests", "-m", GUEST])]
     for place in places:
         others = [f"--ignore={one}" for one in places if one.startswith(f"{place}/")]
         pieces.append(Piece(place, [place, *others, "-m", f"not {GUEST}"]))

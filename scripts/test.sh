@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up once, checks style and types, then runs the tests.
-#   --slow      the slow tests, too (--slow --long: long forms of them besides), in three lanes side by side (scripts/lanes.py)
+#   --slow      the slow tests, too (--slow --long: long forms of them besides), in lanes side by side (scripts/lanes.py)
 #   --no-lint   only the tests
 #   anything else goes to pytest: bash scripts/test.sh tests/launch -k kill
 set -euo pipefail
