@@ -110,8 +110,8 @@ def test_workers_with_data_of_their_own(tmp_path: Path) -> None:
     script = under("ssgd", changed())
     script.insert(script.index("job = dlplatform.init()") + 1, "torch.manual_seed(job.rank)")
     script = [line.replace("range(STEPS)", "range(STEPS // job.size)") for line in script]
-    accuracies = run(tmp_path, script, *ranks(WORKERS))
-    assert len(accuracies) == WORKERS
+    accuracies = run(tmp_path, script, *ranks(2))
+    assert len(accuracies) == 2
     assert len(set(accuracies)) == 1, "ssgd workers hold equal weights"
     assert accuracies[0] > 0.8
 

@@ -15,6 +15,7 @@ import joined
 import pytest
 from hosts import AGENT, HOSTS, NAMES, hosts, on, some
 from liverun import LiveRun, until
+from seldom import LONG
 
 from dlplatform.errors import UsageError
 from launch.ssh import Hosts, plan
@@ -137,7 +138,9 @@ def test_the_host_of_a_box_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert "is gone" in run.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("link", [("--delay", "5"), ("--delay", "2", "--loss", "0.02")])
+@pytest.mark.parametrize(
+    "link", [pytest.param(("--delay", "5"), marks=LONG), ("--delay", "2", "--loss", "0.02")]
+)
 def test_slow_and_lossy_links(
     link: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
