@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from liverun import processes, until
 
 ROOT = Path(__file__).resolve().parents[2]
 ONCE = """
@@ -27,6 +28,14 @@ import pytest
 def test_fabric():
     assert True
 """
+LONGEST = """
+from pathlib import Path
+import time
+
+def test_longest():
+    Path(__file__).with_suffix(".seen").touch()
+    time.sleep(100)
+"""
 CASES = {
     "passes alone": (ONCE, 0, "failed at first: 1"),
     "fails": ("def test_never(): assert 0", 1, "failed at first: 1"),
@@ -34,24 +43,38 @@ CASES = {
 }
 
 
+def placed(folder: Path, launch: str) -> list[str]:
+    """Put lanes with little to do into a folder; return their command."""
+    for name in ("scripts/lanes.py", "tests/conftest.py", "tests/support/guest.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "tests" / "launch").mkdir()
+    (folder / "tests" / "launch" / "test_launch.py").write_text(launch)
+    (folder / "tests" / "test_rest.py").write_text("def test_rest(): pass")
+    (folder / "tests" / "test_fabric.py").write_text(FABRIC)
+    return [sys.executable, str(folder / "scripts" / "lanes.py"), "-v", "-p", "no:cacheprovider"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_failure_counts_when_it_comes_twice(tmp_path: Path, case: str) -> None:
-    for name in ("scripts/lanes.py", "tests/conftest.py", "tests/support/guest.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
     text, code, words = CASES[case]
-    (tmp_path / "tests" / "launch").mkdir()
-    (tmp_path / "tests" / "launch" / "test_launch.py").write_text(text)
-    (tmp_path / "tests" / "test_rest.py").write_text("def test_rest(): pass")
-    (tmp_path / "tests" / "test_fabric.py").write_text(FABRIC)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "scripts" / "lanes.py"), "-v", "-p", "no:cacheprovider"],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path,
-    )  # fmt: skip
+    line = placed(tmp_path, text)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == code, done.stdout + done.stderr
     assert words in done.stdout
     assert len(re.findall(r"test_rest.py::test_rest PASSED", done.stdout)) == 1, "in one piece"
     took = re.findall(r"^lanes: +[\d.]+ s  (.+)$", done.stdout, re.M)
     assert {*took[:3]} == {"rdma", "tests/launch", "tests"}
     assert "tests/test_rest.py::test_rest" in took[3:]
+
+
+@pytest.mark.slow
+def test_lanes_that_are_stopped_leave_nothing(tmp_path: Path) -> None:
+    line = placed(tmp_path, LONGEST)
+    lanes = subprocess.Popen(line, stdout=subprocess.DEVNULL, cwd=tmp_path)
+    seen = tmp_path / "tests" / "launch" / "test_launch.seen"
+    until(seen.exists)
+    lanes.terminate()
+    assert lanes.wait(60) == 130
+    assert not processes(str(tmp_path))
