@@ -35,7 +35,7 @@ SEED, STEPS, HALF, ROUNDS, WORKERS = 3, 12, 6, 4, 2
 FEW = 1
 """Batches that jobs are judged on here: that it learns is shown by the tests of each task."""
 PATIENCE_S = 240.0
-"""Detectors are judged on many pictures, beside other tests."""
+"""Detectors take their time, beside other tests."""
 KILL = 40
 """Minibatches of the job whose worker is killed."""
 KINDS = {name.partition("/")[0]: name for name in reversed(NAMES)}
