@@ -2,7 +2,7 @@
 
 Source: Tian et al., FCOS (2019), and its improvements: centre sampling, generalised IoU.
 
-Shape legend: B batch, N places of all levels, n objects, K classes, J landmarks, D found.
+Shape legend: B batch, N places of all levels, n objects, K classes, D found.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from torch.nn import functional
 from dlplatform.task import Mean
 from kernels.vision import batched_nms
 from trainers.blocks.boxes import areas, centres, clip, from_distances, giou, to_distances
-from trainers.data.instances import HIDDEN, Found, Instances
+from trainers.data.instances import Found, Instances
 from trainers.nets.fcos import Dense
 
 ALPHA, GAMMA = 0.25, 2.0
 """Of the focal loss (Lin et al., 2017)."""
 RADIUS = 1.5
 """Places so many strides from an object's middle belong to it."""
-NEAR = 0.1
-"""Strides from a landmark within which its error costs its square."""
 NOTHING, IGNORED = -1, -2
 
 
@@ -119,10 +117,7 @@ def focal(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
 
 
 def dense_loss(dense: Dense, where: Places, truths: Sequence[Instances]) -> dict[str, Mean]:
-    """Return the losses of classes, boxes, centres and landmarks over the positive places.
-
-    Landmarks count where they are labelled; their distance is in strides.
-    """
+    """Return the losses of classes, boxes and centres over the positive places."""
     device = dense.logits_BNK.device
     where = Places(*(part.to(device) for part in where))
     owners = [assigned(where, truth) for truth in truths]
@@ -133,22 +128,18 @@ def dense_loss(dense: Dense, where: Places, truths: Sequence[Instances]) -> dict
         logits.append(dense.logits_BNK[number][judged_N])
         labels.append(padded[owner_N.clamp(min=NOTHING)][judged_N])
         rows.append(_positive(dense, where, truth, (number, owner_N)))
-    giou_D, middle_D, entropy_D, off_DJ = (torch.cat(part) for part in zip(*rows, strict=True))
-    terms = {
+    giou_D, middle_D, entropy_D = (torch.cat(part) for part in zip(*rows, strict=True))
+    return {
         "classes": Mean(focal(torch.cat(logits), torch.cat(labels)), float(len(middle_D))),
         "boxes": Mean(((1 - giou_D) * middle_D).sum(), float(middle_D.sum())),
         "centre": Mean(entropy_D.sum(), float(len(middle_D))),
     }
-    if dense.marks_BNJ2 is not None:
-        known_DJ = ~off_DJ.isnan()
-        terms["landmarks"] = Mean(off_DJ[known_DJ].sum(), float(known_DJ.sum()))
-    return terms
 
 
 def _positive(
     dense: Dense, where: Places, truth: Instances, owned: tuple[int, Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (GIoU, centreness, its cross-entropy, distance of landmarks) of positive places."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (GIoU, centreness, its cross-entropy) of positive places."""
     number, owner_N = owned
     place_D = (owner_N >= 0).nonzero()[:, 0]
     own = truth.take(owner_N[place_D])
@@ -158,18 +149,7 @@ def _positive(
     entropy_D = functional.binary_cross_entropy_with_logits(
         dense.centre_BN[number, place_D], middle_D, reduction="none"
     )
-    off_DJ = entropy_D[:, None]
-    if dense.marks_BNJ2 is not None:
-        off_DJ = torch.full_like(dense.marks_BNJ2[number, place_D, :, 0], float("nan"))
-        if own.joints_NJ3 is not None:
-            wanted_DJ2 = own.joints_NJ3[..., :2] - points_D2[:, None]
-            wanted_DJ2 = wanted_DJ2 / where.strides_N[place_D][:, None, None]
-            marks_DJ2 = dense.marks_BNJ2[number, place_D]
-            off_DJ = functional.smooth_l1_loss(
-                marks_DJ2, wanted_DJ2, reduction="none", beta=NEAR
-            ).sum(-1)
-            off_DJ = off_DJ.masked_fill(own.joints_NJ3[..., 2] < HIDDEN, float("nan"))
-    return giou(said_D4, own.boxes_N4), middle_D, entropy_D, off_DJ
+    return giou(said_D4, own.boxes_N4), middle_D, entropy_D
 
 
 @torch.no_grad()
@@ -178,8 +158,7 @@ def decoded(
 ) -> list[Found]:
     """Return what is found in pictures of (height, width), the surest first.
 
-    The score is the root of the chance of the class times that of being in the middle; landmarks
-    have the score of their box as their confidence.
+    The score is the root of the chance of the class times that of being in the middle.
     """
     limits = limits or Limits()
     where = Places(*(part.to(dense.logits_BNK.device) for part in where))
@@ -207,13 +186,7 @@ def _picture(
     place_D, label_D = torch.cat(chosen).unbind(1)
     scores_D, points_D2 = scores_NK[place_D, label_D], where.points_N2[place_D]
     boxes_D4 = clip(from_distances(points_D2, dense.distances_BN4[number, place_D]), *size)
-    joints_DJ3 = None
-    if dense.marks_BNJ2 is not None:
-        steps_D11 = where.strides_N[place_D][:, None, None]
-        marks_DJ2 = dense.marks_BNJ2[number, place_D] * steps_D11 + points_D2[:, None]
-        sure_DJ1 = scores_D[:, None, None].expand(-1, marks_DJ2.shape[1], 1)
-        joints_DJ3 = torch.cat([marks_DJ2, sure_DJ1], -1)
-    found = Found(boxes_D4, label_D, scores_D, joints_NJ3=joints_DJ3)
+    found = Found(boxes_D4, label_D, scores_D)
     kept = batched_nms(boxes_D4.float(), scores_D.float(), label_D, limits.iou)
     return found.take(kept[: limits.most])
 

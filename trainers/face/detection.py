@@ -6,17 +6,17 @@ Shape legend: B batch, C channels, H height, W width, J landmarks, N faces.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from dlplatform.seeds import derive
-from dlplatform.task import Mean, Models, task
+from dlplatform.task import Models, task
 from trainers.blocks.anchorfree import AnchorFree
 from trainers.blocks.detector import Batch
-from trainers.blocks.settings import check
 
 if TYPE_CHECKING:
     from trainers.data.instances import InstanceSet, Kinds
+    from trainers.nets.centermask import Regions
     from trainers.nets.fcos import HeadShape
 
 SURE = 0.5
@@ -31,8 +31,8 @@ class Faces(AnchorFree):
     A batch is a pair (x_BCHW normalised, the faces of each picture).
     """
 
-    source: ClassVar[str] = "Tian et al., FCOS (2019); landmarks as RetinaFace (2020)"
-    parameters: ClassVar[int] = 335_493
+    source: ClassVar[str] = "Tian et al., FCOS (2019); landmarks as Mask R-CNN's keypoints (2017)"
+    parameters: ClassVar[int] = 441_568
     expected: ClassVar[str] = "0.96"
     title: ClassVar[str] = "Faces"
 
@@ -41,14 +41,8 @@ class Faces(AnchorFree):
     lr: float = 3e-3
     scale: float = 1.1
     shown: float = SURE
-    landmark_weight: float = 0.5
-    """Of the landmarks in the loss; RetinaFace has 0.1 to 0.25."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, before anything starts."""
-        super().__post_init__()
-        weight = self.landmark_weight
-        check("landmark_weight", weight, weight >= 0, "0 or more")
+    fine: bool = True
+    learnt: int = 4
 
     def drawn(self, split: str) -> InstanceSet:
         """Return pictures of none to some faces on clutter, with ellipses that are none."""
@@ -63,19 +57,19 @@ class Faces(AnchorFree):
         return load_faces(self.data)[split]
 
     def head(self, kinds: Kinds) -> HeadShape:
-        """Return the shape of the head: places weighed, with landmarks where there are any."""
-        from trainers.nets.fcos import HeadShape
+        """Return the shape of the head of the boxes: places are weighed before its towers."""
+        return replace(super().head(kinds), attention=self.attention)
+
+    def regions(self, kinds: Kinds) -> Regions | None:
+        """Return the head of the landmarks, where there are any.
+
+        Places of maps of stride 8 cannot tell of eyes that are 8 pixels apart: landmarks that they
+        name are three times as far off as these.
+        """
+        from trainers.nets.centermask import Regions
 
         marks = len(kinds.skeleton.names) if kinds.skeleton else 0
-        return HeadShape(1, self.width, self.levels, self.towers, marks, self.attention)
-
-    def loss(self, models: Models, batch: Batch) -> dict[str, Mean]:
-        """Return the losses of faces, boxes, centres and landmarks."""
-        terms = super().loss(models, batch)
-        if "landmarks" in terms:
-            own = terms["landmarks"]
-            terms["landmarks"] = Mean(self.landmark_weight * own.total, own.number)
-        return terms
+        return Regions(False, marks, False, self.width, self.towers, self.coarse)
 
     def score(self, models: Models, batches: Iterable[Batch]) -> dict[str, float]:
         """Return COCO's AP, the error of landmarks between the eyes, and false alarms.

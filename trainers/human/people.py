@@ -28,6 +28,8 @@ class People(AnchorFree):
     scale: float = 1.1
     fine: bool = True
     most: int = 10
+    learnt: int = 4
+    pictures: int = 1200
     joints: int = 17
     """17 as COCO has them, or 18 with the neck."""
 

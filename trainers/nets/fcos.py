@@ -1,9 +1,8 @@
 """FCOS: every place of a pyramid says what object it is in, and how far that one's sides are.
 
-Source: Tian et al., FCOS (2019), section 3 (arXiv:1904.01355); landmarks as in RetinaFace (2020).
+Source: Tian et al., FCOS (2019), section 3 (arXiv:1904.01355).
 
-Shape legend: B batch, C channels, H height, W width, N places of all levels, K classes,
-J landmarks, M things of a place.
+Shape legend: B batch, C channels, H height, W width, N places of all levels, K classes.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ class HeadShape:
     levels: int = 5
     towers: int = 4
     """Convolutions of the tower of the classes, and of that of the boxes."""
-    landmarks: int = 0
     attention: bool = False
     """Weigh the places of every map before the towers."""
 
@@ -48,8 +46,6 @@ class Dense(NamedTuple):
     """From the place to the left, top, right and bottom of its box, in pixels."""
     centre_BN: Tensor
     """Logit of being in the middle of the box."""
-    marks_BNJ2: Tensor | None = None
-    """From the place to each landmark, in strides; None where there are none."""
 
 
 class FCOSHead(nn.Module):
@@ -66,9 +62,6 @@ class FCOSHead(nn.Module):
         self.logits = nn.Conv2d(width, shape.classes, 3, padding=1)
         self.distances = nn.Conv2d(width, 4, 3, padding=1)
         self.centre = nn.Conv2d(width, 1, 3, padding=1)
-        self.marks = (
-            nn.Conv2d(width, 2 * shape.landmarks, 3, padding=1) if shape.landmarks else None
-        )
         self.scales = nn.Parameter(torch.ones(len(self.strides)))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d) and layer.bias is not None:
@@ -78,7 +71,7 @@ class FCOSHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Dense:
         """Return what all places of a pyramid say."""
-        logits, distances, centres, marks = [], [], [], []
+        logits, distances, centres = [], [], []
         for number, (x_BCHW, stride) in enumerate(zip(maps, self.strides, strict=True)):
             x_BCHW = self.attention(x_BCHW)
             boxing_BCHW = self.boxing(x_BCHW)
@@ -86,14 +79,7 @@ class FCOSHead(nn.Module):
             log_BM4 = _rows(self.distances(boxing_BCHW)) * self.scales[number]
             distances.append(log_BM4.clamp(max=MOST).exp() * stride)
             centres.append(_rows(self.centre(boxing_BCHW))[..., 0])
-            if self.marks is not None:
-                marks.append(_rows(self.marks(boxing_BCHW)))
-        marks_BNJ2 = None
-        if marks:
-            both_BNM = torch.cat(marks, 1)
-            marks_BNJ2 = both_BNM.reshape(*both_BNM.shape[:2], self.shape.landmarks, 2)
-        both = torch.cat(logits, 1), torch.cat(distances, 1)
-        return Dense(*both, torch.cat(centres, 1), marks_BNJ2)
+        return Dense(torch.cat(logits, 1), torch.cat(distances, 1), torch.cat(centres, 1))
 
 
 def _tower(width: int, count: int) -> nn.Sequential:

@@ -38,22 +38,18 @@ def objects(*boxes: tuple[float, ...], labels: tuple[int, ...] = ()) -> Instance
     return Instances(torch.tensor(boxes).float(), torch.tensor(labels or [0] * len(boxes)))
 
 
-def perfect(where: Places, truth: Instances, classes: int = 2, marks: int = 0) -> Dense:
+def perfect(where: Places, truth: Instances, classes: int = 2) -> Dense:
     """Return the answers that a head should give."""
     owner_N = assigned(where, truth)
     logits_1NK = torch.full((1, len(owner_N), classes), -20.0)
     distances_1N4, centre_1N = torch.ones(1, len(owner_N), 4), torch.full((1, len(owner_N)), -20.0)
-    marks_1NJ2 = torch.zeros(1, len(owner_N), marks, 2)
     for place in (owner_N >= 0).nonzero()[:, 0].tolist():
         own, point_12 = int(owner_N[place]), where.points_N2[place : place + 1]
         logits_1NK[0, place, truth.labels_N[own]] = 20.0
         distances_1N4[0, place] = to_distances(point_12, truth.boxes_N4[own : own + 1])[0]
         share = float(centreness(distances_1N4[:, place])[0])
         centre_1N[0, place] = math.log(share / (1 - share)) if share < 1 else 20.0
-        if truth.joints_NJ3 is not None:
-            off_J2 = truth.joints_NJ3[own, :, :2] - point_12
-            marks_1NJ2[0, place] = off_J2 / where.strides_N[place]
-    return Dense(logits_1NK, distances_1N4, centre_1N, marks_1NJ2 if marks else None)
+    return Dense(logits_1NK, distances_1N4, centre_1N)
 
 
 def test_places_are_in_the_middle_of_their_squares(where: Places) -> None:
@@ -111,23 +107,16 @@ def test_focal_loss_by_hand() -> None:
 
 
 def test_the_right_answers_cost_nothing_and_wrong_ones_something(where: Places) -> None:
-    joints_NJ3 = torch.tensor([[[12.0, 12, 2], [20, 20, 0]]])
-    truth = objects((8, 8, 24, 24))._replace(joints_NJ3=joints_NJ3)
-    dense = perfect(where, truth, marks=2)
+    truth = objects((8, 8, 24, 24))
+    dense = perfect(where, truth)
     losses = dense_loss(dense, where, [truth])
     assert {name: term.number for name, term in losses.items()} == pytest.approx(
-        {"classes": 4, "boxes": 4 / 3, "centre": 4, "landmarks": 4}
+        {"classes": 4, "boxes": 4 / 3, "centre": 4}
     )
     # What is left of the centre's is the entropy of a centreness of a third.
     entropy = -(math.log(1 / 3) / 3 + math.log(2 / 3) * 2 / 3)
     assert float(losses["centre"].total) == pytest.approx(4 * entropy, rel=1e-4)
     assert float(losses["boxes"].total) == pytest.approx(0, abs=1e-4)
-    # A pixel of error is an eighth of a stride, 0.05 above the square's end; the unlabelled
-    # landmark costs nothing.
-    assert dense.marks_BNJ2 is not None
-    moved = dense._replace(marks_BNJ2=dense.marks_BNJ2 + 1 / 8)
-    total = float(dense_loss(moved, where, [truth])["landmarks"].total)
-    assert total == pytest.approx(4 * 2 * (1 / 8 - 0.05), rel=1e-4)
     larger = dense._replace(distances_BN4=dense.distances_BN4 * 2)
     assert float(dense_loss(larger, where, [truth])["boxes"].total) > 0.5
 
@@ -150,15 +139,12 @@ def test_losses_of_two_halves_are_those_of_the_whole(where: Places) -> None:
 
 
 def test_answers_are_found_once_best_first_and_within_limits(where: Places) -> None:
-    joints_NJ3 = torch.tensor([[[12.0, 12, 2]], [[40.0, 40, 2]]])
-    truth = objects((8, 8, 24, 24), (0, 4, 60, 64), labels=(1, 0))._replace(joints_NJ3=joints_NJ3)
-    dense = perfect(where, truth, marks=1)
+    truth = objects((8, 8, 24, 24), (0, 4, 60, 64), labels=(1, 0))
+    dense = perfect(where, truth)
     (found,) = decoded(dense, where, (SIDE, SIDE))
     assert len(found.labels_N) == 2 and set(found.labels_N.tolist()) == {0, 1}
     order = [0 if label == 1 else 1 for label in found.labels_N.tolist()]
     assert torch.allclose(found.boxes_N4, truth.boxes_N4[order], atol=1e-3)
-    assert found.joints_NJ3 is not None
-    assert torch.allclose(found.joints_NJ3[..., :2], joints_NJ3[order][..., :2], atol=1e-3)
     assert found.scores_N.tolist() == sorted(found.scores_N.tolist(), reverse=True)
     assert len(decoded(dense, where, (SIDE, SIDE), Limits(most=1))[0].labels_N) == 1
     assert not len(decoded(dense, where, (SIDE, SIDE), Limits(least=1.0))[0].labels_N)
@@ -169,14 +155,10 @@ def test_answers_are_found_once_best_first_and_within_limits(where: Places) -> N
 @torch.no_grad()
 def test_nothing_is_found_before_training() -> None:
     torch.manual_seed(0)
-    head = FCOSHead(HeadShape(80, 16, 3, 2, landmarks=5, attention=True), STRIDES)
+    head = FCOSHead(HeadShape(80, 16, 3, 2, attention=True), STRIDES)
     dense = head([torch.randn(1, 16, *size) for size in SIZES])
     assert float(dense.logits_BNK.sigmoid().mean()) == pytest.approx(0.01, rel=0.3)
-    assert (
-        dense.marks_BNJ2 is not None
-        and dense.marks_BNJ2.shape == (1, 84, 5, 2)
-        and bool((dense.distances_BN4 > 0).all())
-    )
+    assert bool((dense.distances_BN4 > 0).all())
     assert not len(decoded(dense, places(SIZES, STRIDES), (SIDE, SIDE), Limits(least=0.2))[0][2])
 
 
