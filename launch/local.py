@@ -23,6 +23,8 @@ from launch import job, nursery
 
 FORK = "DLP_FORK"
 """Set to 0 where torch does not bear to be forked: every worker imports it by itself."""
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
+"""What a worker dies of whose libraries do not bear to be forked."""
 PROGRAM = nursery.WORKER
 """What the workers run."""
 
@@ -44,6 +46,13 @@ class Worker:
         else:
             found = [last for line in self._log() if (last := job.Last.read(line))]
         return found[-1].text if found else ""
+
+    def remedy(self) -> str:
+        """Return what to start a job anew with after this worker was killed."""
+        forked = isinstance(self.process, nursery.Adopted)
+        if forked and -(self.process.returncode or 0) in CRASHES:
+            return f"{FORK}=0 in the environment: libraries here may not bear to be forked"
+        return ""
 
     def last_line(self) -> str:
         """Return the last thing it said."""
@@ -149,7 +158,7 @@ def _with_boxes(config: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
 
 
 def _command(path: Path) -> list[str]:
-    return [sys.executable, "-m", "dlplatform.worker", str(path)]
+    return [sys.executable, "-m", PROGRAM, str(path)]
 
 
 def _variables(config: dict[str, Any], rank: int) -> dict[str, str]:
@@ -230,9 +239,10 @@ def _watch(workers: list[Worker], survives: bool) -> None:
             break
         time.sleep(0.05)
     if all(worker.reported for worker in workers):
+        remedies = [worker.remedy() for worker in workers if worker.remedy()]
         raise PeerLost(
             f"all {len(workers)} workers were killed - one must stay - do: start again with "
-            "resume=auto"
+            f"{(remedies or ['resume=auto'])[0]}"
         )
 
 
@@ -247,6 +257,8 @@ def _say_killed(worker: Worker, workers: list[Worker], survives: bool) -> None:
     name = signal.Signals(-worker.process.returncode).name
     others = survives and any(other.process.poll() is None for other in workers)
     rest = "; the others go on" if others else ""
+    if worker.remedy():
+        rest += f" - do: {worker.remedy()}"
     print(f"dlp: worker {worker.rank} was killed ({name}){rest}", file=sys.stderr, flush=True)
 
 

@@ -140,6 +140,23 @@ def test_all_workers_killed_is_exit_4(
     assert capfd.readouterr().err.count("was killed (SIGKILL)") == 3
 
 
+@pytest.mark.parametrize("forked", [True, False])
+def test_a_crash_after_a_fork_names_the_remedy(
+    worker: Any,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    forked: bool,
+) -> None:
+    worker("import ctypes; ctypes.string_at(0)")
+    if not forked:
+        monkeypatch.setenv("DLP_FORK", "0")
+    assert guard(lambda: local.run(settings(tmp_path / "run", 2))) == 4
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3 and all("SIGSEGV" in line for line in lines[:2])
+    assert ["DLP_FORK=0" in line for line in lines] == [forked] * 3
+
+
 def test_a_failing_worker_ends_the_others_with_its_code_and_last_line(
     worker: Any, tmp_path: Path
 ) -> None:
