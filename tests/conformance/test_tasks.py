@@ -31,7 +31,7 @@ CURVES = Path(__file__).with_name("curves.json")
 NAMES = [name for name, cls in tasks().items() if cls.__module__.startswith("trainers.")]
 EPISODES = ("retrieval/fewshot",)  # whose size of a batch is that of its classes
 SMALL = {"batch_size": 4, "utterances": 120}
-SEED, STEPS, HALF, ROUNDS, WORKERS = 3, 12, 6, 4, 2
+SEED, STEPS, HALF, ROUNDS, WORKERS = 3, 20, 10, 4, 2
 FEW = 1
 """Batches that jobs are judged on here: that it learns is shown by the tests of each task."""
 PATIENCE_S = 240.0

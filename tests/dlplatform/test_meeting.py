@@ -47,7 +47,7 @@ def test_torchrun_trains_digits(tmp_path: Path) -> None:
         "task=zoo/digits",
         "rule=ssgd",
         "boxes=2",
-        "run.minibatches=400",
+        "run.minibatches=1200",
         "run.dir=run",
         "run.extras=false",
     )
@@ -59,7 +59,7 @@ def test_torchrun_trains_digits(tmp_path: Path) -> None:
     assert "2 worker(s), 2 box(es): shm://" in done.stdout
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["workers"] == 2
-    assert result["score"] >= 0.9
+    assert result["score"] >= 0.97
     assert not list(tmp_path.glob(".dlp-*"))
 
 
