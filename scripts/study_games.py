@@ -1,6 +1,6 @@
 """Train zoo/dqn on each of its games; write the table and the pictures of docs/results/games.md.
 
-python scripts/study_games.py                             # 9 runs, about ten minutes of one core
+python scripts/study_games.py                             # 12 runs, about a quarter of an hour
 python scripts/study_games.py --games racer --out /tmp/look --rules alone
 """
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NEEDED = {"breakout": ("times_random", 5.0), "racer": ("times_random_steps", 2.0),
           "galaga": ("times_random", 3.0)}  # fmt: skip
 """The score that has to reach so many times that of random play."""
-WORKERS = {"alone": 1, "easgd": 2, "hybrid": 2}
+WORKERS = {"alone": 1, "ssgd": 2, "easgd": 2, "hybrid": 2}
 STEPS = 4000
 """Of every worker: each plays and learns as long as one alone does."""
 HEAD = (
@@ -91,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for game in options.games:
         for rule in options.rules:
             folder = options.runs / f"{game}-{rule}"
-            found = train(game, rule, options.seed, folder, options.more)
+            found = training.result(folder)  # of a study that was stopped
+            found = found or train(game, rule, options.seed, folder, options.more)
             results.append({**found, "game": game})
             rows.append(cells(game, found))
             print(" | ".join(rows[-1]), flush=True)
