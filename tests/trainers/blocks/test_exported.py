@@ -1,0 +1,110 @@
+"""Files of whole detectors: ONNX Runtime finds what torch finds, to the last region."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectors import begun
+from torch import Tensor
+
+from dlplatform.task import Models, find_task
+from trainers.blocks.detector import Detector
+from trainers.blocks.exported import Runtime, write
+from trainers.blocks.searched import Searched
+from trainers.blocks.twostage import TwoStage
+from trainers.data.instances import Found
+
+SURE = ("logits.weight", "objectness.weight", "score.weight")
+FAR = ("distances.weight", "deltas.weight", "move.weight", "marks.weight")
+TWO: dict[str, Any] = {"hidden": 16, "most": 500, "iou": 0.5}
+ONE: dict[str, Any] = {"side": 64, "width": 16, "towers": 1, "pictures": 6, "most": 500}
+SMALL: dict[str, dict[str, Any]] = {
+    "zoo/rcnn": {**TWO, "proposed": 40},
+    "zoo/fast_rcnn": {**TWO, "proposed": 40, "least": 0.3},
+    "zoo/faster_rcnn": {**TWO, "inner": 16},
+    "zoo/mask_rcnn": {**TWO, "inner": 16, "masks": 8, "convs": 1, "least": 0.3},
+    "zoo/refine_rcnn": {**TWO, "inner": 16},
+    "human/instances": ONE,
+    "human/pose": ONE,
+    "human/state": ONE,
+    "face/detection": ONE,
+}
+QUICK = "human/state"
+"""Has all there is: boxes, masks, joints, states."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def untrained(task: Detector) -> Models:
+    """Return networks that say very different things of different places."""
+    models = begun(task)
+    with torch.no_grad():
+        for name, value in (pair for net in models.values() for pair in net.named_parameters()):
+            value *= 50.0 if name.endswith(SURE) else 10.0 if name.endswith(FAR) else 1.0
+            if name.startswith("linear"):
+                value += torch.randn_like(value)
+            if name.endswith("logits.bias"):
+                value.zero_()
+    return models
+
+
+def views(task: Detector) -> list[tuple[Tensor, ...]]:
+    """Return what files are given: two pictures, one of them darker below, and their boxes."""
+    from trainers.synth.instance_views import fitted
+
+    made: list[tuple[Tensor, ...]] = []
+    for number in range(2):
+        image_HW3 = task.examples("test")[number][0]
+        image_HW3 = fitted(image_HW3, task.side).image(image_HW3)
+        if number:
+            image_HW3[task.side // 3 :] //= 4
+        picture_HW3 = torch.from_numpy(image_HW3)
+        made.append((picture_HW3,))
+        if isinstance(task, Searched):
+            from trainers.blocks.pixels import normalised
+
+            made[-1] += (task.candidates({}, normalised(picture_HW3[None]))[0],)
+    return made
+
+
+def alike(found: Found, expected: Found) -> None:
+    """Hold all that is said of every region against each other."""
+    for name, one, other in zip(Found._fields, found, expected, strict=True):
+        assert (one is None) == (other is None), name
+        if one is None or other is None:
+            continue
+        assert one.shape == other.shape and one.dtype == other.dtype, name
+        if one.dtype == torch.bool:  # a chance of a half falls to either side
+            assert float((one != other).float().mean()) < 1e-3, name
+        else:
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != QUICK)) for name in SMALL]
+)
+def test_onnx_runtime_finds_what_torch_finds(name: str, tmp_path: Path) -> None:
+    cls = find_task(name)
+    assert issubclass(cls, Detector)
+    task = cls(**SMALL[name])
+    models = untrained(task)
+    export = task.export(models)
+    write(export, tmp_path / "all.onnx")
+    runtime = Runtime(tmp_path / "all.onnx")
+    assert runtime.inputs == list(export.inputs) and runtime.outputs == list(export.outputs)
+    counts = set()
+    for given in views(task):
+        with torch.no_grad():
+            expected = export.net.found(*given)  # type: ignore[operator]
+        alike(runtime.found(*(value.numpy() for value in given)), expected)
+        counts.add(len(expected.labels_N))
+        assert len(expected.labels_N.unique()) == len(task.examples("test").kinds.names)
+    assert len(counts) == 2 and min(counts) > 2, "as many as there are, not as in the example"
+    if isinstance(task, TwoStage):
+        assert task.most not in counts
