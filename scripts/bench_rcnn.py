@@ -9,15 +9,19 @@ of VGG-11. The first two are given the same proposals. Shape legend: B batch, C 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from launch.bench import load, machine
 from trainers.blocks.pixels import shown
 from trainers.blocks.selective import selective_search
 from trainers.blocks.twostage import NETS, TwoStage, two_stages
@@ -44,6 +48,9 @@ python scripts/bench_rcnn.py --page docs/benchmarks/rcnn.md
 - **Fast R-CNN** runs it once for the picture and pools what it says of each region; what is left to
   wait for is selective search.
 - **Faster R-CNN** proposes with three more convolutions on the same map.
+
+{cpu}, {cores} cores, Linux {kernel}, {date}; torch {torch}; load average {begin} before,
+{end} after. Above 2.5 before, ratios mean more than milliseconds.
 """
 Value = TypeVar("Value")
 
@@ -150,10 +157,14 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="write the page to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    begin = load()
     rows = list(measure(given.pictures))
     x_BCHW, _ = next(iter(FastRCNN().batches("test")))
     boxes = [len(one) for one in FastRCNN().candidates({}, x_BCHW)]
-    head = HEAD.format(pictures=given.pictures, boxes=sum(boxes) / len(boxes))
+    head = HEAD.format(
+        pictures=given.pictures, boxes=sum(boxes) / len(boxes), torch=torch.__version__,
+        begin=begin, end=load(), **machine(),
+    )  # fmt: skip
     page = head + "\n" + "\n".join(table(rows)) + "\n"
     print(page)
     if given.page:

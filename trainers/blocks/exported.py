@@ -8,6 +8,7 @@ Shape legend: H height, W width, 3 RGB, R boxes that were proposed.
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ class Finding(nn.Module):
         with torch.no_grad():
             found = self.found(*inputs.values())
         outputs = [name for name, value in zip(NAMES, found, strict=True) if value is not None]
-        return Export(self, inputs, tuple(outputs), rows=("boxes",))
+        return Export(self, inputs, tuple(outputs), rows=("proposals",))
 
 
 def write(export: Export, path: Path) -> None:
@@ -61,25 +62,22 @@ def write(export: Export, path: Path) -> None:
     Raises:
         EnvironmentMissing: there is no package onnx.
     """
+    if find_spec("onnx") is None:
+        raise missing("onnx")
     exported.register()
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            # Values that a trace keeps, such as the picture's size, are meant to be kept.
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                export.net.eval(),
-                tuple(export.inputs.values()),
-                str(path),
-                input_names=list(export.inputs),
-                output_names=list(export.outputs),
-                dynamic_axes={name: {0: "rows"} for name in export.rows if name in export.inputs},
-                opset_version=exported.OPSET,
-                dynamo=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        if "not installed" in str(error):
-            raise missing("onnx") from error
-        raise
+    with torch.no_grad(), warnings.catch_warnings():
+        # Values that a trace keeps, such as the picture's size, are meant to be kept.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            export.net.eval(),
+            tuple(export.inputs.values()),
+            str(path),
+            input_names=list(export.inputs),
+            output_names=list(export.outputs),
+            dynamic_axes={name: {0: "rows"} for name in export.rows if name in export.inputs},
+            opset_version=exported.OPSET,
+            dynamo=False,
+        )
 
 
 def missing(package: str) -> EnvironmentMissing:

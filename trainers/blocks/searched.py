@@ -79,7 +79,7 @@ class Searched(Judging):
         import torch
 
         middle_4 = torch.tensor([0.25, 0.25, 0.75, 0.75]) * self.side
-        return {**super().takes(), "boxes": middle_4.expand(2, 4)}
+        return {**super().takes(), "proposals": middle_4.expand(2, 4)}
 
     def answers(
         self, models: Models, batches: Iterable[Batch]

@@ -43,7 +43,7 @@ def scene(regions: int) -> tuple[Tensor, ...]:
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> onnxruntime.InferenceSession:
     register()
-    path, names = tmp_path_factory.mktemp("onnx") / "all.onnx", ("x", "rois", "scores", "classes")
+    path, names = tmp_path_factory.mktemp("onnx") / "all.onnx", ["x", "rois", "scores", "classes"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(

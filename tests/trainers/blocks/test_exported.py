@@ -11,11 +11,13 @@ from detectors import begun
 from torch import Tensor
 
 from dlplatform.task import Models, find_task
+from trainers.blocks.candidates import Judging
 from trainers.blocks.detector import Detector
-from trainers.blocks.exported import Runtime, write
+from trainers.blocks.exported import Finding, Runtime, write
+from trainers.blocks.pixels import normalised
 from trainers.blocks.searched import Searched
-from trainers.blocks.twostage import TwoStage
 from trainers.data.instances import Found
+from trainers.synth.instance_views import fitted
 
 SURE = ("logits.weight", "objectness.weight", "score.weight")
 FAR = ("distances.weight", "deltas.weight", "move.weight", "marks.weight")
@@ -54,10 +56,22 @@ def untrained(task: Detector) -> Models:
     return models
 
 
+def nothing_in_the_dark(task: Detector, models: Models) -> None:
+    """Let a blank picture, the example that is traced, hold nothing, as after training."""
+    finding = Finding(task, models)
+    with torch.no_grad():
+        found = finding.found(*task.takes().values())
+        if isinstance(task, Judging):
+            task.least = float(found.scores_N.max()) + 1e-3
+        else:
+            head: Any = models["net"].head
+            _, _, dense = task.dense(models, normalised(task.takes()["picture"][None]))  # type: ignore[attr-defined]
+            head.logits.bias -= float(dense.logits_BNK.max()) + 3.0
+        assert not len(finding.found(*task.takes().values()).labels_N)
+
+
 def views(task: Detector) -> list[tuple[Tensor, ...]]:
     """Return what files are given: two pictures, one of them darker below, and their boxes."""
-    from trainers.synth.instance_views import fitted
-
     made: list[tuple[Tensor, ...]] = []
     for number in range(2):
         image_HW3 = task.examples("test")[number][0]
@@ -67,8 +81,6 @@ def views(task: Detector) -> list[tuple[Tensor, ...]]:
         picture_HW3 = torch.from_numpy(image_HW3)
         made.append((picture_HW3,))
         if isinstance(task, Searched):
-            from trainers.blocks.pixels import normalised
-
             made[-1] += (task.candidates({}, normalised(picture_HW3[None]))[0],)
     return made
 
@@ -94,17 +106,17 @@ def test_onnx_runtime_finds_what_torch_finds(name: str, tmp_path: Path) -> None:
     assert issubclass(cls, Detector)
     task = cls(**SMALL[name])
     models = untrained(task)
+    nothing_in_the_dark(task, models)
     export = task.export(models)
     write(export, tmp_path / "all.onnx")
     runtime = Runtime(tmp_path / "all.onnx")
     assert runtime.inputs == list(export.inputs) and runtime.outputs == list(export.outputs)
-    counts = set()
+    counts, kinds = set(), set()
     for given in views(task):
         with torch.no_grad():
             expected = export.net.found(*given)  # type: ignore[operator]
         alike(runtime.found(*(value.numpy() for value in given)), expected)
         counts.add(len(expected.labels_N))
-        assert len(expected.labels_N.unique()) == len(task.examples("test").kinds.names)
-    assert len(counts) == 2 and min(counts) > 2, "as many as there are, not as in the example"
-    if isinstance(task, TwoStage):
-        assert task.most not in counts
+        kinds |= set(expected.labels_N.tolist())
+    assert len(counts) == 2 and min(counts) > 1, "as many as there are, not as in the example"
+    assert len(kinds) > 1 or len(task.examples("test").kinds.names) == 1
