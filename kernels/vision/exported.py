@@ -19,16 +19,17 @@ LOWEST = torch.finfo(torch.float32).min
 @cache
 def register() -> None:
     """Tell torch's exporter to ONNX what reads regions and suppresses boxes."""
-    from torch.onnx import register_custom_op_symbolic, symbolic_helper
+    from torch import onnx
 
-    of_values = symbolic_helper.parse_args
-    for name, function in {
+    of_values = onnx.symbolic_helper.parse_args
+    operators: dict[str, Any] = {
         "roi_align": of_values("v", "v", "is", "f", "i", "b")(_roi_align),
         "roi_pool": of_values("v", "v", "is", "f")(_roi_pool),
         "nms": of_values("v", "v", "f")(_nms),
         "batched_nms": of_values("v", "v", "v", "f")(_batched_nms),
-    }.items():
-        register_custom_op_symbolic(f"{SPACE}::{name}", function, OPSET)
+    }
+    for name, function in operators.items():
+        onnx.register_custom_op_symbolic(f"{SPACE}::{name}", function, OPSET)  # type: ignore[attr-defined]
 
 
 def _constant(g: Any, value: Any, dtype: torch.dtype = torch.int64) -> Any:

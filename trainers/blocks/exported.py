@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlplatform.errors import EnvironmentMissing
+from dlplatform.errors import EnvironmentMissing, UsageError
 from dlplatform.task import Export, Models
 from kernels.vision import exported
 from trainers.blocks.pixels import normalised
@@ -61,23 +61,27 @@ def write(export: Export, path: Path) -> None:
 
     Raises:
         EnvironmentMissing: there is no package onnx.
+        UsageError: the network does what ONNX has no words for.
     """
     if find_spec("onnx") is None:
         raise missing("onnx")
     exported.register()
-    with torch.no_grad(), warnings.catch_warnings():
-        # Values that a trace keeps, such as the picture's size, are meant to be kept.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            export.net.eval(),
-            tuple(export.inputs.values()),
-            str(path),
-            input_names=list(export.inputs),
-            output_names=list(export.outputs),
-            dynamic_axes={name: {0: "rows"} for name in export.rows if name in export.inputs},
-            opset_version=exported.OPSET,
-            dynamo=False,
-        )
+    many = {name: {0: "rows"} for name in export.rows if name in export.inputs}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # Values that a trace keeps, such as the picture's size, are meant to be kept.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                export.net.eval(), tuple(export.inputs.values()), str(path), dynamic_axes=many,
+                input_names=list(export.inputs), output_names=list(export.outputs),
+                opset_version=exported.OPSET, dynamo=False,
+            )  # fmt: skip
+    except (RuntimeError, TypeError, ValueError) as error:
+        name, why = type(export.net).__name__, str(error).splitlines()[0]
+        raise UsageError(
+            f"a {name} cannot be an ONNX file ({why}) - "
+            f"allowed: what torch's exporter knows in opset {exported.OPSET} - do: export another"
+        ) from error
 
 
 def missing(package: str) -> EnvironmentMissing:

@@ -26,4 +26,4 @@ def parted(values_R: Tensor, pictures: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def pieces(values_R: Tensor, most: int) -> Sequence[Tensor]:
     """Return rows in pieces of up to ``most``; to a trace, which has to know how many, all."""
-    return [values_R] if torch.jit.is_tracing() else torch.split(values_R, most)
+    return [values_R] if torch.onnx.is_in_onnx_export() else torch.split(values_R, most)
