@@ -77,7 +77,7 @@ def write(export: Export, path: Path) -> None:
                 opset_version=exported.OPSET, dynamo=False,
             )  # fmt: skip
     except (RuntimeError, TypeError, ValueError) as error:
-        name, why = type(export.net).__name__, str(error).splitlines()[0]
+        name, why = type(export.net).__name__, str(error).partition("\n")[0]
         raise UsageError(
             f"a {name} cannot be an ONNX file ({why}) - "
             f"allowed: what torch's exporter knows in opset {exported.OPSET} - do: export another"
