@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -47,23 +47,33 @@ OBJECTS, PLACES = 10, 60
 PAGE = """# Detectors: torch and ONNX Runtime
 
 Milliseconds for one picture, from its pixels to boxes that no better one covers, with the masks,
-joints and states of {objects} objects: the best and the median of turns that take turns. Frames a
-second are those of the fastest median. The file of ONNX Runtime is what `dlp export` writes, and
-answers the same ([what is in it](../manual_training.md#other-runtimes)). R-CNN and Fast R-CNN are
-given their boxes here; what selective search costs is on [a page of its own](rcnn.md).
+joints and states of {objects} objects: best and median of what is measured in turns; of one thread
+the time that it works, of several the time that passes. Frames a second are those of the fastest
+median. The file of ONNX Runtime is what `dlp export` writes, and answers the same
+([what is in it](../manual_training.md#other-runtimes)). R-CNN and Fast R-CNN are given their boxes
+here; what selective search costs is on [a page of its own](rcnn.md). Networks are as they are
+before training, and see a picture in which many places are sure.
 
 ```
 python scripts/bench_detectors.py --page docs/benchmarks/detectors.md
 ```
 
 {machine}; torch {torch}, ONNX Runtime {onnx}; load average {begin} before, {end} after (the
-benchmark's own processes included). Above 2.5 before, ratios mean more than milliseconds.
+benchmark's own processes included). Above 2.5 before, figures of several threads are none to
+compare with.
 """
 TABLES = {
     "default": "As they are set by default",
     "sized": "Every backbone: VoVNetV2 with a pyramid of {width} channels and {levels} levels",
 }
-Work = Callable[[], object]
+
+
+class Contestant(NamedTuple):
+    """Who finds what is in a picture, and how that is timed."""
+
+    work: Callable[[], object]
+    threads: int = 1
+    clock: Callable[[], float] = time.perf_counter
 
 
 def busy(task: Detector, models: Models, x_1CHW: Tensor) -> None:
@@ -86,17 +96,19 @@ def given(task: Detector) -> tuple[Tensor, ...]:
 
 def contestants(
     finding: Finding, asked: tuple[Tensor, ...], path: Path, options: argparse.Namespace
-) -> dict[str, tuple[int, Work]]:
-    """Return who finds what is in the picture, by name: with how many threads, and how."""
+) -> dict[str, Contestant]:
+    """Return who finds what is in the picture, by name."""
     export = finding.export()
     write(export, path)
     arrays = [value.numpy() for value in asked]
-    rows: dict[str, tuple[int, Work]] = {}
+    rows: dict[str, Contestant] = {}
     for threads in options.threads:
         runtime = Runtime(path, threads)
-        rows[f"ONNX Runtime, {threads}"] = threads, lambda r=runtime: r.found(*arrays)
+        # What one thread works, other processes cannot lengthen much.
+        how = threads, time.process_time if threads == 1 else time.perf_counter
+        rows[f"ONNX Runtime, {threads}"] = Contestant(lambda r=runtime: r.found(*arrays), *how)
         if options.device == "cpu":
-            rows[f"torch, {threads}"] = threads, lambda: finding.found(*asked)
+            rows[f"torch, {threads}"] = Contestant(lambda: finding.found(*asked), *how)
     if options.device != "cpu":
         net, there = finding.to(options.device), [value.to(options.device) for value in asked]
 
@@ -104,21 +116,21 @@ def contestants(
             net.found(*there)
             torch.cuda.synchronize()
 
-        rows[f"torch, {options.device}"] = 1, on_device
+        rows[f"torch, {options.device}"] = Contestant(on_device)
     return dict(sorted(rows.items(), key=lambda row: (row[0].startswith("ONNX"), row[0])))
 
 
 @torch.inference_mode()
-def turns(rows: dict[str, tuple[int, Work]], seconds: float) -> dict[str, list[float]]:
+def turns(rows: dict[str, Contestant], seconds: float) -> dict[str, list[float]]:
     """Return [best, median] milliseconds of each, measured in turns."""
     times: dict[str, list[float]] = {name: [] for name in rows}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values())) < 4:
-        for name, (threads, work) in rows.items():
-            torch.set_num_threads(threads)
-            begin = time.perf_counter()
-            work()
-            times[name].append(1000 * (time.perf_counter() - begin))
+        for name, one in rows.items():
+            torch.set_num_threads(one.threads)
+            begin = one.clock()
+            one.work()
+            times[name].append(1000 * (one.clock() - begin))
     # The first turn warms up.
     return {name: [min(every[1:]), median(every[1:])] for name, every in times.items()}
 
