@@ -31,7 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "zoo/faster_rcnn": {**TWO, "inner": 16},
     "zoo/mask_rcnn": {**TWO, "inner": 16, "masks": 8, "convs": 1, "least": 0.3},
     "zoo/refine_rcnn": {**TWO, "inner": 16},
-    "human/instances": {**ONE, "side": 96, "levels": 4},
+    "human/instances": {**ONE, "side": 96, "levels": 4, "classes": 3, "most": 1000},
     "human/pose": ONE,
     "human/state": ONE,
     "face/detection": ONE,
