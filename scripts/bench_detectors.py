@@ -248,10 +248,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row = measured(task, name, options)
             tables[table].append(row)
             print(line(row), flush=True)
+            if options.page:  # a long run that ends early leaves what it measured
+                options.page.write_text(page(tables, options, begin))
     except PlatformError as error:
         raise SystemExit(str(error)) from error
-    if options.page:
-        options.page.write_text(page(tables, options, begin))
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), **tables}, indent=1) + "\n")
     return 0
