@@ -35,13 +35,12 @@ SLURM = ["submitit", "hydra-submitit-launcher"]
 SWEEP = ["hydra-optuna-sweeper"]
 GAMES = ["gymnasium"]
 VIDEO = ["av"]
+ONNX = ["onnx", "onnxruntime"]
 DEV = [
     "pytest",
     "pytest-mpi",
     "pytest-timeout",
     "hypothesis",
-    "onnx",
-    "onnxruntime",
     "ruff",
     "mypy",
     "psutil",
@@ -92,7 +91,8 @@ setup(
         "sweep": SWEEP,
         "games": GAMES,
         "video": VIDEO,
-        "dev": [*MPI, *SLURM, *SWEEP, *GAMES, *VIDEO, *DEV],
+        "onnx": ONNX,
+        "dev": [*MPI, *SLURM, *SWEEP, *GAMES, *VIDEO, *ONNX, *DEV],
     },
     entry_points={
         "console_scripts": ["dlp = dlplatform.cli:main"],

@@ -18,6 +18,7 @@ VERBS = {
     "join": ("launch.join", "main"),
     "eval": ("launch.saved", "evaluate"),
     "predict": ("launch.saved", "predict"),
+    "export": ("launch.saved", "export"),
     "box": ("launch.boxes", "main"),
     "bench": ("launch.bench", "main"),
     "doctor": ("launch.doctor", "main"),

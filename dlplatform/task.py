@@ -55,6 +55,17 @@ class Split:
     """Returns the mean loss over the samples of a batch, from what the last stage returned."""
 
 
+class Export(NamedTuple):
+    """What ``dlp export`` writes: a network, and what goes in and comes out of it by name."""
+
+    net: nn.Module
+    inputs: dict[str, Tensor]
+    """An example of each."""
+    outputs: tuple[str, ...]
+    rows: tuple[str, ...] = ()
+    """Inputs that may have any number of rows."""
+
+
 @dataclass
 class Task(ABC):
     """One problem to train on; subclass as a dataclass, its fields are its configuration.
@@ -153,6 +164,21 @@ class Task(ABC):
     def example(self) -> tuple[Tensor, ...] | None:
         """Return example inputs of the first model, for export."""
         return None
+
+    def export(self, models: Models) -> Export:
+        """Return what ``dlp export`` writes (default: the first network, for its example).
+
+        Raises:
+            UsageError: there is no example.
+        """
+        example = self.example()
+        if example is None:
+            raise UsageError(
+                f"a {type(self).__name__} task cannot be exported - allowed: tasks with an example "
+                "of their inputs - do: write its example"
+            )
+        inputs = {f"input{number}": value for number, value in enumerate(example)}
+        return Export(next(iter(models.values())), inputs, ("output0",))
 
 
 def numbers(terms: Tensor | Terms) -> dict[str, float]:

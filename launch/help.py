@@ -28,6 +28,7 @@ VERBS = {
         ("join", "more workers for a running job: FOLDER, or ADDRESS[,ADDRESS...]"),
         ("eval", "score a run's checkpoint: run=FOLDER split=test"),
         ("predict", "answer for files: run=FOLDER FILE..."),
+        ("export", "write a run's networks for ONNX Runtime: run=FOLDER FILE.onnx"),
     ),
     "Memory boxes": (
         ("box", "run a memory box by hand: --bind tcp://HOST:PORT"),
@@ -97,6 +98,15 @@ PAGES = {
             ),
             ("which", "best or latest checkpoint"),
             ("device", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
+            ("--json", "print JSON instead of a table"),
+        ),
+    ),
+    "export": (
+        "dlp export run=FOLDER FILE.onnx [which=latest] [--json]",
+        (
+            ("run", "folder of a finished or stopped run"),
+            ("FILE.onnx", "to write; detectors take the pixels of a picture, others their example"),
+            ("which", "best or latest checkpoint"),
             ("--json", "print JSON instead of a table"),
         ),
     ),

@@ -1,4 +1,4 @@
-"""The verbs ``eval`` and ``predict``: use what a run saved."""
+"""The verbs ``eval``, ``predict`` and ``export``: use what a run saved."""
 
 from __future__ import annotations
 
@@ -60,6 +60,31 @@ def predict(argv: Sequence[str]) -> int:
         print(json.dumps(answers))
     else:
         _table([{key: _show(value) for key, value in one.items()} for one in answers])
+    return 0
+
+
+def export(argv: Sequence[str]) -> int:
+    """Run ``dlp export run=FOLDER FILE.onnx [which=latest] [--json]``."""
+    given, files, as_json = _arguments(argv, {"run": "", "which": "latest"})
+    if len(files) != 1 or Path(files[0]).suffix != ".onnx" or not Path(files[0]).parent.is_dir():
+        raise UsageError(
+            f"dlp export {' '.join(files)} - allowed: one FILE.onnx in a folder that exists - do: "
+            "name it"
+        )
+    task, models, _ = _load({**given, "device": "cpu"})
+    from trainers.blocks.exported import write
+
+    written = task.export(models)
+    write(written, Path(files[0]))
+    told = {
+        "file": files[0],
+        "inputs": {name: list(value.shape) for name, value in written.inputs.items()},
+        "outputs": list(written.outputs),
+    }
+    if as_json:
+        print(json.dumps(told))
+    else:
+        _table([{name: _show(value) for name, value in told.items()}])
     return 0
 
 

@@ -9,15 +9,19 @@ of VGG-11. The first two are given the same proposals. Shape legend: B batch, C 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from launch.bench import load, machine
 from trainers.blocks.pixels import shown
 from trainers.blocks.selective import selective_search
 from trainers.blocks.twostage import NETS, TwoStage, two_stages
@@ -31,10 +35,10 @@ WARPED = 64
 """Pixels of R-CNN's regions."""
 HEAD = """# The line from R-CNN to Faster R-CNN, stage by stage
 
-Milliseconds for a picture of 128 x 128 pixels on one core, the median over {pictures} drawn scenes,
-and 10^6 multiplications of the networks. The three see with the same layers of VGG-11, a quarter as
-wide as published; R-CNN and Fast R-CNN are given the same boxes of selective search, {boxes:.0f} on
-average.
+Milliseconds that one core works for a picture of 128 x 128 pixels, the median over {pictures} drawn
+scenes, and 10^6 multiplications of the networks; what other processes do meanwhile costs little of
+it. The three see with the same layers of VGG-11, a quarter as wide as published; R-CNN and Fast
+R-CNN are given the same boxes of selective search, {boxes:.0f} on average.
 
 ```
 python scripts/bench_rcnn.py --page docs/benchmarks/rcnn.md
@@ -44,6 +48,9 @@ python scripts/bench_rcnn.py --page docs/benchmarks/rcnn.md
 - **Fast R-CNN** runs it once for the picture and pools what it says of each region; what is left to
   wait for is selective search.
 - **Faster R-CNN** proposes with three more convolutions on the same map.
+
+{cpu}, {cores} cores, Linux {kernel}, {date}; torch {torch}; load average {begin} before,
+{end} after.
 """
 Value = TypeVar("Value")
 
@@ -56,9 +63,9 @@ class Watch:
 
     def time(self, stage: str, work: Callable[[], Value]) -> Value:
         """Return what a piece of work returns; its time counts for a stage."""
-        begin = time.perf_counter()
+        begin = time.process_time()
         made = work()
-        self.seconds[stage] += time.perf_counter() - begin
+        self.seconds[stage] += time.process_time() - begin
         return made
 
 
@@ -150,10 +157,14 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="write the page to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    begin = load()
     rows = list(measure(given.pictures))
     x_BCHW, _ = next(iter(FastRCNN().batches("test")))
     boxes = [len(one) for one in FastRCNN().candidates({}, x_BCHW)]
-    head = HEAD.format(pictures=given.pictures, boxes=sum(boxes) / len(boxes))
+    head = HEAD.format(
+        pictures=given.pictures, boxes=sum(boxes) / len(boxes), torch=torch.__version__,
+        begin=begin, end=load(), **machine(),
+    )  # fmt: skip
     page = head + "\n" + "\n".join(table(rows)) + "\n"
     print(page)
     if given.page:

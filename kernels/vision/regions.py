@@ -80,7 +80,7 @@ def _rois(x_BCHW: Tensor, rois: Rois) -> Tensor:
             f"rois {[list(r.shape) for r in rois]} - allowed: a list of {x_BCHW.shape[0]} tensors "
             "[r, 4], one for each image - do: give empty tensors to images without boxes",
         )
-        numbers = [r.new_full((len(r), 1), b) for b, r in enumerate(rois)]
+        numbers = [torch.full_like(r[:, :1], b) for b, r in enumerate(rois)]
         rois = torch.cat([torch.cat([n, r], 1) for n, r in zip(numbers, rois, strict=True)])
     require(
         rois.dim() == 2 and rois.shape[1] == 5 and rois.is_floating_point(),

@@ -1,21 +1,23 @@
-"""``dlp predict`` and ``dlp eval`` on what a run saved: files, folders, films, devices."""
+"""``dlp predict``, ``eval`` and ``export`` on what a run saved: files, films, devices."""
 
 from __future__ import annotations
 
 import json
+import sys
 import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
-from dlplatform.checkpoint import Checkpoint, make_task, weights_of
+from dlplatform.checkpoint import Checkpoint, load_models, make_task, weights_of
 from dlplatform.errors import EnvironmentMissing, UsageError
-from launch.saved import evaluate, predict
+from launch.saved import evaluate, export, predict
 from trainers.synth.imu import CHANNELS
 
 
@@ -173,3 +175,34 @@ def test_every_task_answers_on_the_device_that_is_asked_for(
     assert predict([run, asked, f"device={device}", "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
     assert answer.pop("file") == asked and answer
+
+
+def test_a_run_is_exported_to_a_file_that_answers_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, path = saved(tmp_path / "run", "zoo/digits"), tmp_path / "digits.onnx"
+    assert export([run, str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert told["outputs"] == [one.name for one in session.get_outputs()]
+    assert list(told["inputs"]) == [one.name for one in session.get_inputs()]
+    x_BCHW = torch.rand(told["inputs"]["input0"])
+    (answer,) = session.run(None, {"input0": x_BCHW.numpy()})
+    _, models = load_models(run.removeprefix("run="))
+    with torch.no_grad():
+        np.testing.assert_allclose(answer, models["net"](x_BCHW).numpy(), atol=1e-4)
+
+
+def test_what_cannot_be_exported(
+    segnet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in ([], ["net.pt"], ["a.onnx", "b.onnx"], [str(tmp_path / "no" / "net.onnx")]):
+        with pytest.raises(UsageError, match=r"dlp export .*allowed: one FILE.onnx in a folder"):
+            export([segnet, *words])
+    with pytest.raises(UsageError, match="a ImageCaption task cannot be exported - allowed: "):
+        make_task({"name": "zoo/nic"}).export({})
+    with pytest.raises(UsageError, match=r"a SegNet cannot be an ONNX file \(.* - allowed: what "):
+        export([segnet, str(tmp_path / "net.onnx")])
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(EnvironmentMissing, match=r"no onnx - .* do: pip install dlplatform\[onnx"):
+        export([segnet, str(tmp_path / "net.onnx")])

@@ -132,7 +132,8 @@ class AnchorFree(Detector):
 
         strides = [8 * 2**level for level in range(self.levels)]
         height, width = x_BCHW.shape[2:]
-        sizes = [(-(-height // stride), -(-width // stride)) for stride in strides]
+        # Of positive numbers only: ONNX rounds quotients to zero.
+        sizes = [((height + s - 1) // s, (width + s - 1) // s) for s in strides]
         return places(sizes, strides, self.reach)
 
     def dense(self, models: Models, x_BCHW: Tensor) -> tuple[CenterMask, list[Tensor], Dense]:

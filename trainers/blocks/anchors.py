@@ -46,8 +46,8 @@ class Anchors:
         size_A = torch.tensor(self.sizes).repeat_interleave(len(self.ratios))
         ratio_A = torch.tensor(self.ratios).repeat(len(self.sizes)).sqrt()
         half_A2 = torch.stack([size_A / ratio_A, size_A * ratio_A], 1).to(like.device) / 2
-        y_H = (torch.arange(height, device=like.device) + 0.5) * self.stride
-        x_W = (torch.arange(width, device=like.device) + 0.5) * self.stride
+        y_H = (torch.arange(height, dtype=torch.float32, device=like.device) + 0.5) * self.stride
+        x_W = (torch.arange(width, dtype=torch.float32, device=like.device) + 0.5) * self.stride
         middle_HW2 = torch.stack(torch.meshgrid(x_W, y_H, indexing="xy"), -1)
         middle_A2 = middle_HW2.reshape(-1, 1, 2)
         return torch.cat([middle_A2 - half_A2, middle_A2 + half_A2], -1).reshape(-1, 4)

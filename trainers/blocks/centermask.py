@@ -23,6 +23,7 @@ from trainers.blocks.regions import (
     regions_of,
     state_loss,
 )
+from trainers.blocks.rows import of_class, parted
 from trainers.data.instances import Found, Instances
 from trainers.nets.centermask import CenterMask
 from trainers.nets.roi_heads import BINS
@@ -72,13 +73,11 @@ def completed(
     net: CenterMask, maps: Sequence[Tensor], found: Sequence[Found], size: tuple[int, int]
 ) -> list[Found]:
     """Return what was found in pictures of (height, width) with its masks, joints and states."""
-    counts = [len(one.labels_N) for one in found]
     boxes, label_R = [one.boxes_N4 for one in found], torch.cat([one.labels_N for one in found])
     said = heads(net, maps, boxes, label_R)
     made = list(found)
     if said.masks_RKHW is not None:
-        row_R = torch.arange(len(label_R), device=label_R.device)
-        chances = torch.split(said.masks_RKHW[row_R, label_R].sigmoid(), counts)
+        chances = parted(of_class(said.masks_RKHW, label_R).sigmoid(), boxes)
         made = [
             one._replace(masks_NHW=pasted(chance_DHW, one.boxes_N4, size))
             for one, chance_DHW in zip(made, chances, strict=True)
@@ -86,10 +85,10 @@ def completed(
     if said.joints_RJHW is not None:
         made = [
             one._replace(joints_NJ3=located(heat_DJHW, one.boxes_N4))
-            for one, heat_DJHW in zip(made, torch.split(said.joints_RJHW, counts), strict=True)
+            for one, heat_DJHW in zip(made, parted(said.joints_RJHW, boxes), strict=True)
         ]
     if said.states_RS is not None:
-        states = torch.split(said.states_RS.softmax(1), counts)
+        states = parted(said.states_RS.softmax(1), boxes)
         made = [
             one._replace(states_NS=state_DS) for one, state_DS in zip(made, states, strict=True)
         ]
@@ -107,8 +106,7 @@ def heads(
     if net.states is not None:
         assert masks_RKHW is not None and joints_RJHW is not None, "states need both heads"
         boxes_R4 = torch.cat(list(boxes))
-        row_R = torch.arange(len(label_R), device=label_R.device)
-        mask_R1HW = masks_RKHW[row_R, label_R].sigmoid()[:, None]
+        mask_R1HW = of_class(masks_RKHW, label_R).sigmoid()[:, None]
         # What is told from them is no reason to change masks and joints.
         heat_RJHW = joints_RJHW.flatten(2).softmax(-1).view_as(joints_RJHW).detach()
         measures_RG = measured(boxes_R4, joints_RJHW.detach(), _size(maps, net.strides))

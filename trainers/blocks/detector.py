@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlplatform.seeds import derive
-from dlplatform.task import Mean, Models
+from dlplatform.task import Export, Mean, Models
 from trainers.blocks.settings import check
 from trainers.blocks.supervised import Supervised, cosine
 
@@ -100,6 +100,10 @@ class Detector(Supervised):
     @abstractmethod
     def found(self, models: Models, x_BCHW: Tensor) -> list[Found]:
         """Return what is found in each picture, on any device, the surest first."""
+
+    def found_among(self, models: Models, x_1CHW: Tensor, *boxes_R4: Tensor) -> Found:
+        """Return what is found in one picture, of what ``takes`` asks for."""
+        return self.found(models, x_1CHW)[0]
 
     def examples(self, split: str) -> InstanceSet:
         """Return the pictures of ``train``, ``val`` or ``test``."""
@@ -247,11 +251,17 @@ class Detector(Supervised):
         """Rise linearly during the warm-up, then fall to 1 % along half a cosine."""
         return cosine(progress, self.warmup)
 
-    def example(self) -> tuple[Tensor, ...]:
-        """Return one blank picture."""
+    def takes(self) -> dict[str, Tensor]:
+        """Return what its file takes: a picture, here a blank one."""
         import torch
 
-        return (torch.zeros(1, 3, self.side, self.side),)
+        return {"picture": torch.zeros(self.side, self.side, 3, dtype=torch.uint8)}
+
+    def export(self, models: Models) -> Export:
+        """Return all of it: from the pixels of a picture to what is found."""
+        from trainers.blocks.exported import Finding
+
+        return Finding(self, models).export()
 
     def _fitted(self, image_HW3: Bytes, truth: Instances) -> tuple[Bytes, Instances]:
         from trainers.synth.instance_views import fitted, seen

@@ -62,7 +62,8 @@ def places(sizes: Sequence[tuple[int, int]], strides: Sequence[int], reach: floa
     """
     points, steps, limits = [], [], []
     for number, ((height, width), stride) in enumerate(zip(sizes, strides, strict=True)):
-        y_HW, x_HW = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        along = (torch.arange(length, dtype=torch.float32) for length in (height, width))
+        y_HW, x_HW = torch.meshgrid(*along, indexing="ij")
         points.append(torch.stack([x_HW, y_HW], -1).flatten(0, 1) * stride + stride / 2)
         steps.append(torch.full((height * width,), float(stride)))
         low = reach * strides[number - 1] if number else 0.0
@@ -195,4 +196,4 @@ def _best(scores_NK: Tensor, level_N: Tensor, limits: Limits) -> Tensor:
     """Return (place, class) of the best scores of a level."""
     pairs_D2 = ((scores_NK > limits.least) & level_N[:, None]).nonzero()
     scores_D = scores_NK[pairs_D2[:, 0], pairs_D2[:, 1]]
-    return pairs_D2[scores_D.topk(min(limits.before, len(scores_D))).indices]
+    return pairs_D2[scores_D.argsort(descending=True)[: limits.before]]

@@ -49,14 +49,12 @@ def pooled(
         largest: see ``level_of``.
     """
     boxes_R4 = torch.cat(list(rois))
-    picture_R = torch.cat([one.new_full((len(one), 1), n) for n, one in enumerate(rois)])
-    rois_R5 = torch.cat([picture_R, boxes_R4], 1)
+    picture_R1 = torch.cat([torch.full_like(one[:, :1], n) for n, one in enumerate(rois)])
+    rois_R5 = torch.cat([picture_R1, boxes_R4], 1)
     area = math.prod(maps[0].shape[2:]) * strides[0] ** 2
     level_R = level_of(boxes_R4, area, len(maps), largest)
-    made = maps[0].new_zeros(len(boxes_R4), maps[0].shape[1], bins, bins)
+    owners, read = [], []
     for level, (x_BCHW, stride) in enumerate(zip(maps, strides, strict=True)):
-        own = (level_R == level).nonzero()[:, 0]
-        if len(own):
-            read = roi_align(x_BCHW, rois_R5[own], bins, 1 / stride, 2)
-            made = made.index_put((own,), read)
-    return made
+        owners.append((level_R == level).nonzero()[:, 0])
+        read.append(roi_align(x_BCHW, rois_R5[owners[-1]], bins, 1 / stride, 2))
+    return torch.cat(read)[torch.cat(owners).argsort()]

@@ -33,7 +33,7 @@ def stacked(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
 def normalised(images_BHW3: Tensor) -> Tensor:
     """Return uint8 pictures as x_B3HW with ImageNet's mean 0 and deviation 1."""
     x_BHW3 = (images_BHW3 / 255 - torch.tensor(MEAN)) / torch.tensor(DEVIATION)
-    return x_BHW3.movedim(-1, 1).contiguous()
+    return x_BHW3.movedim(3, 1).contiguous()
 
 
 def shown(x_B3HW: Tensor) -> Tensor:

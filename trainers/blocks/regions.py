@@ -19,6 +19,7 @@ from torch.nn import functional
 from dlplatform.task import Mean
 from kernels.vision import roi_align
 from trainers.blocks.boxes import pair_iou
+from trainers.blocks.rows import pieces
 from trainers.data.instances import HIDDEN, Found, Instances
 
 LEAST = 0.5
@@ -130,14 +131,13 @@ def state_loss(
 def pasted(masks_DHW: Tensor, boxes_D4: Tensor, size: tuple[int, int]) -> Tensor:
     """Return bool masks of a picture of (height, width), of the chances of pixels of boxes."""
     made = [boxes_D4.new_zeros(0, *size, dtype=torch.bool)]
-    for first in range(0, len(masks_DHW), CHUNK):
-        boxes_4D = boxes_D4[first : first + CHUNK].T
-        across_DW = _along(size[1], boxes_4D[0], boxes_4D[2])
-        down_DH = _along(size[0], boxes_4D[1], boxes_4D[3])
+    for some_DHW, some_D4 in zip(pieces(masks_DHW, CHUNK), pieces(boxes_D4, CHUNK), strict=True):
+        across_DW = _along(size[1], some_D4[:, 0], some_D4[:, 2])
+        down_DH = _along(size[0], some_D4[:, 1], some_D4[:, 3])
         shape = (-1, size[0], size[1])
         both = across_DW[:, None].expand(shape), down_DH[:, :, None].expand(shape)
         chances_D1HW = functional.grid_sample(
-            masks_DHW[first : first + CHUNK, None], torch.stack(both, -1), align_corners=False
+            some_DHW[:, None], torch.stack(both, -1), align_corners=False
         )
         made.append(chances_D1HW[:, 0] >= 0.5)
     return torch.cat(made)
@@ -149,9 +149,7 @@ def located(logits_DJHW: Tensor, boxes_D4: Tensor, temperature: float = 1.0) -> 
     A joint is at the highest place, and within the heatmap a quarter of one towards the higher
     neighbour; its confidence is the chance of being there or up to ``AROUND`` places away.
     """
-    count, joints, high, wide = logits_DJHW.shape
-    if not count:
-        return logits_DJHW.new_zeros(0, joints, 3)
+    high, wide = logits_DJHW.shape[2:]
     chance_DJM = (logits_DJHW / temperature).flatten(2).softmax(-1)
     best_DJ = chance_DJM.argmax(-1)
     x_DJ, y_DJ = best_DJ % wide, best_DJ // wide
@@ -188,5 +186,5 @@ def _bins(joints_RJ3: Tensor, boxes_R4: Tensor, bins: int) -> Tensor:
 
 def _along(count: int, low_D: Tensor, high_D: Tensor) -> Tensor:
     """Return where pixel centres lie in boxes along an axis: -1 to 1 within."""
-    pixel_N = torch.arange(count, device=low_D.device) + 0.5
+    pixel_N = torch.arange(count, dtype=low_D.dtype, device=low_D.device) + 0.5
     return (pixel_N - low_D[:, None]) / (high_D - low_D)[:, None].clamp(min=1e-3) * 2 - 1

@@ -5,7 +5,8 @@ Shape legend: B batch, C channels, H height, W width, 3 RGB.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,25 @@ class Searched(Judging):
             proposals_of(image_HW3, self.search, self.proposed).to(x_BCHW.device)
             for image_HW3 in images_BHW3
         ]
+
+    @abstractmethod
+    def found_in(self, models: Models, x_BCHW: Tensor, boxes: Sequence[Tensor]) -> list[Found]:
+        """Return what is found in each picture among some boxes of it."""
+
+    def found(self, models: Models, x_BCHW: Tensor) -> list[Found]:
+        """Return what is found in each picture among the boxes of selective search."""
+        return self.found_in(models, x_BCHW, self.candidates(models, x_BCHW))
+
+    def found_among(self, models: Models, x_1CHW: Tensor, *boxes_R4: Tensor) -> Found:
+        """Return what is found in one picture among boxes."""
+        return self.found_in(models, x_1CHW, boxes_R4)[0]
+
+    def takes(self) -> dict[str, Tensor]:
+        """Return what its file takes: a picture, and the boxes of selective search in it."""
+        import torch
+
+        middle_4 = torch.tensor([0.25, 0.25, 0.75, 0.75]) * self.side
+        return {**super().takes(), "proposals": middle_4.expand(2, 4)}
 
     def answers(
         self, models: Models, batches: Iterable[Batch]

@@ -143,16 +143,16 @@ class TwoStage(Judging):
         """Return what is found: chances are the mean of all looks at a region."""
         import torch
 
+        from trainers.blocks.rows import parted
         from trainers.nets.rcnn import detected, moved
 
         chances_RK = torch.stack([look.logits_RK.softmax(1) for look in looks]).mean(0)
         last = looks[-1]
         boxes_RK4 = moved(torch.cat(last.boxes), last.deltas_RK4, size)
-        counts = [len(one) for one in last.boxes]
         return [
             detected(chances_rK, boxes_rK4, self.limits())[0]
             for chances_rK, boxes_rK4 in zip(
-                torch.split(chances_RK, counts), torch.split(boxes_RK4, counts), strict=True
+                parted(chances_RK, last.boxes), parted(boxes_RK4, last.boxes), strict=True
             )
         ]
 

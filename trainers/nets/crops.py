@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.vision import roi_align
+from trainers.blocks.rows import pieces
 from trainers.nets.vgg import VGG, Head
 from trainers.nets.vovnet import norm_of
 
@@ -81,7 +82,7 @@ class CropNet(nn.Module):
         layers = list(self.vgg.layers)
         first, rest = layers[: len(layers) - ahead], layers[len(layers) - ahead :]
         hidden, places = [], []
-        for part in torch.split(crops_RCHW, CHUNK):
+        for part in pieces(crops_RCHW, CHUNK):
             for layer in first:
                 part = layer(part)
             places.append(part.flatten(1))

@@ -20,6 +20,7 @@ from kernels.vision import batched_nms, roi_align, roi_pool
 from trainers.blocks.anchors import OBJECT, REGION, Overlap, choose, judge
 from trainers.blocks.boxes import clip, from_deltas, large_enough, to_deltas
 from trainers.blocks.fcos import Limits
+from trainers.blocks.rows import of_class
 from trainers.data.instances import Found, Instances
 
 POOLINGS = ("align", "pool")
@@ -123,8 +124,7 @@ def best_moved(boxes_R4: Tensor, answer: tuple[Tensor, Tensor], size: tuple[int,
     """Return the boxes_R4 that a head makes of regions for the likeliest class of each."""
     logits_RK, deltas_RK4 = answer
     best_R = logits_RK[:, :-1].argmax(1)
-    rows_R = torch.arange(len(best_R), device=best_R.device)
-    return moved(boxes_R4, deltas_RK4[rows_R, best_R][:, None], size)[:, 0]
+    return moved(boxes_R4, of_class(deltas_RK4, best_R)[:, None], size)[:, 0]
 
 
 def moved(boxes_R4: Tensor, deltas_RK4: Tensor, size: tuple[int, int]) -> Tensor:

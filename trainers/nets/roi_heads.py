@@ -67,7 +67,8 @@ class JointHead(nn.Module):
         """Return logits_RJHW."""
         along_W = torch.linspace(-1, 1, regions_RCHW.shape[-1], device=regions_RCHW.device)
         grid = torch.meshgrid(along_W, along_W, indexing="ij")
-        place_R2HW = torch.stack(grid).expand(len(regions_RCHW), -1, -1, -1)
+        # A length would be a constant of a trace.
+        place_R2HW = torch.stack(grid).expand(regions_RCHW.shape[0], -1, -1, -1)
         half_RJHW = self.enlarge(self.convs(torch.cat([regions_RCHW, place_R2HW], 1)))
         return functional.interpolate(
             half_RJHW, scale_factor=2.0, mode="bilinear", align_corners=False

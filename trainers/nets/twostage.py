@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainers.blocks.rows import parted
 from trainers.nets.backbone import Backbone, named
 from trainers.nets.rcnn import BoxHead, best_moved, read_regions
 from trainers.nets.roi_heads import MaskHead
@@ -138,4 +139,4 @@ class TwoStageNet(nn.Module):
     def moved(self, look: Pass, size: tuple[int, int]) -> list[Tensor]:
         """Return where a look moves its regions, in pictures of (height, width)."""
         boxes_R4 = best_moved(torch.cat(look.boxes), look.answer, size).detach()
-        return list(torch.split(boxes_R4, [len(one) for one in look.boxes]))
+        return list(parted(boxes_R4, look.boxes))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainers.blocks.anchors import Overlap
-    from trainers.nets.twostage import TwoStageNet
+    from trainers.data.instances import Found
 
 
 @task("zoo/fast_rcnn")
@@ -75,6 +75,11 @@ class FastRCNN(Searched, TwoStage):
         far = terms["box"]
         return {**terms, "box": Mean(self.box_weight * far.total, far.number)}
 
-    def proposals(self, net: TwoStageNet, answer: Sequence[Tensor], x_BCHW: Tensor) -> list[Tensor]:
-        """Return what selective search finds in the pictures."""
-        return self.candidates({"net": net}, x_BCHW)
+    def found_in(self, models: Models, x_BCHW: Tensor, boxes: Sequence[Tensor]) -> list[Found]:
+        """Return what is found in each picture among some boxes of it."""
+        import torch
+
+        net = two_stages(models)
+        with torch.no_grad():
+            (map_BCHW,) = net(x_BCHW)
+            return self.answered(net, map_BCHW, boxes, (x_BCHW.shape[2], x_BCHW.shape[3]))

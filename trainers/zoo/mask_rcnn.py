@@ -82,9 +82,8 @@ class MaskRCNN(Proposer):
         self, net: TwoStageNet, map_BCHW: Tensor, boxes: Sequence[Tensor], size: tuple[int, int]
     ) -> list[Found]:
         """Return what is found in regions, with the masks of their classes."""
-        import torch
-
         from trainers.blocks.regions import pasted
+        from trainers.blocks.rows import of_class, parted
         from trainers.nets.twostage import MASK_BINS
 
         assert net.masks is not None, "this task has a mask head"
@@ -92,9 +91,7 @@ class MaskRCNN(Proposer):
         again = [one.boxes_N4 for one in answers]
         chance_RKHW = net.masks(net.read(map_BCHW, again, MASK_BINS)).sigmoid()
         made = []
-        for one, chance_NKHW in zip(
-            answers, torch.split(chance_RKHW, [len(boxes_N4) for boxes_N4 in again]), strict=True
-        ):
-            own_NHW = chance_NKHW[torch.arange(len(one.labels_N)), one.labels_N]
+        for one, chance_NKHW in zip(answers, parted(chance_RKHW, again), strict=True):
+            own_NHW = of_class(chance_NKHW, one.labels_N)
             made.append(one._replace(masks_NHW=pasted(own_NHW, one.boxes_N4, size)))
         return made

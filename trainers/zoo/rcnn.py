@@ -168,13 +168,12 @@ class RCNN(Searched):
 
         return warped(x_BCHW, boxes, self.warped, self.context)
 
-    def found(self, models: Models, x_BCHW: Tensor) -> list[Found]:
-        """Return what is found in each picture: the net runs once for every proposal."""
+    def found_in(self, models: Models, x_BCHW: Tensor, boxes: Sequence[Tensor]) -> list[Found]:
+        """Return what is found among boxes: the net runs once for every one of them."""
         import torch
 
         net, answers = cast("CropNet", models["net"]), []
-        pictures, boxes = torch.split(x_BCHW, 1), self.candidates(models, x_BCHW)
-        for x_1CHW, boxes_R4 in zip(pictures, boxes, strict=True):
+        for x_1CHW, boxes_R4 in zip(torch.split(x_BCHW, 1), boxes, strict=True):
             seen = net.seen(self.cut(x_1CHW, [boxes_R4]))
             answers.append(self.answered(models, seen, boxes_R4, x_1CHW))
         return answers
@@ -189,6 +188,7 @@ class RCNN(Searched):
         import torch
 
         from trainers.blocks.boxes import clip, from_deltas
+        from trainers.blocks.rows import of_class
         from trainers.nets.crops import even
         from trainers.nets.rcnn import detected
 
@@ -197,11 +197,10 @@ class RCNN(Searched):
             chances_RK = self._chances(models, features_RF)
             same_RK4 = boxes_R4[:, None].expand(-1, net.classes, -1)
             found, region = detected(chances_RK, same_RK4, self.limits())
-            if not self.regress or not len(region):
+            if not self.regress:
                 return found
             deltas_NK4 = models["boxes"](even(places_RF[region]))
-        rows = torch.arange(len(region), device=region.device)
-        moved_N4 = from_deltas(found.boxes_N4, deltas_NK4[rows, found.labels_N])
+        moved_N4 = from_deltas(found.boxes_N4, of_class(deltas_NK4, found.labels_N))
         return found._replace(boxes_N4=clip(moved_N4, x_1CHW.shape[2], x_1CHW.shape[3]))
 
     def _chances(self, models: Models, features_RF: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 from detectors import SMALL, begun, certain, in_halves, scored, written
@@ -129,19 +127,6 @@ def test_other_classes_are_learnt_from_another_runs_weights(
     assert trained == parameter_count(net) - parameter_count(net.backbone)
     with pytest.raises(UsageError, match="fits"):
         take_fitting(small(width=24, backbone="19-slim-dw").models(), "run", "task.start")
-
-
-def test_the_network_answers_the_same_in_onnx(tmp_path: Path) -> None:
-    task = small()
-    net, x_BCHW = begun(task)["net"], torch.randn(1, 3, 64, 64)
-    torch.onnx.export(net, (x_BCHW,), str(tmp_path / "net.onnx"), dynamo=False, opset_version=17)
-    session = onnxruntime.InferenceSession(
-        str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"]
-    )
-    answers = session.run(None, {session.get_inputs()[0].name: x_BCHW.numpy()})
-    with torch.no_grad():
-        for answer, expected in zip(answers, net(x_BCHW), strict=False):
-            assert np.allclose(answer, expected.numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize(

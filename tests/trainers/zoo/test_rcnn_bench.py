@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_stages_of_all_three_are_told() -> None:
+def test_the_stages_of_all_three_are_told(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, str(ROOT / "scripts" / "bench_rcnn.py"), "--pictures", "2"]
+    line += ["--page", str(tmp_path / "rcnn.md")]
     done = subprocess.run(line, capture_output=True, text=True, env=environment, check=True)
+    assert (tmp_path / "rcnn.md").read_text() == done.stdout[:-1]
+    assert re.search(r"\d cores, Linux .* load average [\d.]+ before", done.stdout)
     rows = [row.strip("| ").split(" | ") for row in done.stdout.splitlines() if "R-CNN |" in row]
     assert [row[0] for row in rows] == ["R-CNN", "Fast R-CNN", "Faster R-CNN"]
     proposals, convolutions, regions, answers, together = (
