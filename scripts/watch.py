@@ -1,7 +1,7 @@
 """Watch films or a camera with a trained detector: tracks, alarms, an index of what is seen when.
 
 python scripts/watch.py --run outputs/state street.mp4 --fallen Lying --zone walk=0,90,99,90,99,128
-python scripts/watch.py --run outputs/weapons camera:0 --seconds 60 --alarm knife --false-alarms 0.1
+python scripts/watch.py --run outputs/weapons camera:0 --seconds 60 --alarm knife --recall 0.95
 python scripts/watch.py --run outputs/objects a.mp4 b.mp4 c.mp4 --out found
 
 Alerts are printed as they come, a line of JSON each; then a line for each film, and for each the
@@ -21,9 +21,9 @@ from dlplatform.cli import guard
 from dlplatform.errors import UsageError
 from trainers.blocks.detector import Detector
 from trainers.pipeline.events import Alert, Polygon, Rule
-from trainers.pipeline.judged import threshold_at
+from trainers.pipeline.judged import threshold_at, threshold_for
 from trainers.pipeline.tags import Tagger
-from trainers.pipeline.watch import Watching, load_detector, watch
+from trainers.pipeline.watch import Watching, answers_in, labels_of, load_detector, watch
 
 
 def main() -> None:
@@ -36,8 +36,8 @@ def main() -> None:
     if given.fallen:
         rules.append(Rule("fallen", tuple(given.fallen), lasts=given.lasts, zones=zones))
     if given.alarm:
-        places = [kinds.names.index(name) for name in given.alarm if name in kinds.names]
-        sure = given.sure if given.sure is not None else chosen(task, models, given, places)
+        labels = labels_of(kinds, given.alarm)
+        sure = given.sure if given.sure is not None else chosen(task, models, given, labels)
         task.shown = min(task.shown, sure)
         named = ("alarm", (), tuple(given.alarm), sure)
         rules.append(Rule(*named, lasts=given.lasts, zones=zones))
@@ -54,13 +54,15 @@ def main() -> None:
 
 
 def chosen(
-    task: Detector, models: dict[str, torch.nn.Module], given: argparse.Namespace, places: list[int]
+    task: Detector, models: dict[str, torch.nn.Module], given: argparse.Namespace, labels: list[int]
 ) -> float:
-    """Return the score that keeps false alarms of validation pictures at what is allowed."""
-    where = next(iter(next(iter(models.values())).parameters())).device
+    """Return the score at which enough is found in validation pictures, or few alarms are false."""
     with torch.inference_mode():
-        batches = ((x_BCHW.to(where), truths) for x_BCHW, truths in task.batches("val"))
-        found = threshold_at(task.answers(models, batches), given.false_alarms, places)
+        answers = answers_in(task, models, "val")
+        if given.recall is not None:
+            found = threshold_for(answers, given.recall, labels)
+        else:
+            found = threshold_at(answers, given.false_alarms, labels)
     facts = f"recall {found.recall:.1%}, {found.false_per_picture:.3f} false a picture"
     print(f"from a score of {found.score:.3f} on: {facts} (validation)", file=sys.stderr)
     return found.score
@@ -99,6 +101,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lasts", type=float, default=1.0, help="seconds before an alert")
     parser.add_argument("--zone", action="append", default=[], help="NAME=X,Y,X,Y,X,Y in pixels")
     parser.add_argument("--sure", type=float, help="score of an alarm (default: by validation)")
+    parser.add_argument("--recall", type=float, help="of validation objects, to choose the score")
     parser.add_argument(
         "--false-alarms", type=float, default=0.1, help="a validation picture, to choose the score"
     )

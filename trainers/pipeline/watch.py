@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlplatform.errors import UsageError
-from trainers.data.instances import Found, Kinds
+from dlplatform.errors import UsageError, closest
+from trainers.data.instances import Found, Instances, Kinds
 from trainers.data.scenes import Bytes
 from trainers.pictures.found import FOLDER, answer_file
 from trainers.pipeline.events import Alarm, Alert, Rule, TimeLine
@@ -98,6 +98,27 @@ STILLS = (".gif", ".webp", ".png")
 
 def _until(frames: Iterable[Frame], seconds: float) -> Iterable[Frame]:
     return takewhile(lambda frame: frame.time < seconds, frames)
+
+
+def answers_in(
+    task: Detector, models: Models, split: str
+) -> Iterator[tuple[Found, Instances]]:
+    """Yield what a detector finds in the pictures of a split, and what is in them."""
+    from dlplatform.device import moved
+
+    where = next(iter(next(iter(models.values())).parameters())).device
+    return task.answers(models, (moved(batch, where) for batch in task.batches(split)))
+
+
+def labels_of(kinds: Kinds, names: Sequence[str]) -> list[int]:
+    """Return the labels of kinds by name, none for none; raises UsageError for others."""
+    for name in names:
+        if name not in kinds.names:
+            raise UsageError(
+                f"kind {name} is none that is told apart here{closest(name, kinds.names)} - "
+                f"allowed: {', '.join(kinds.names)} - do: choose"
+            )
+    return [kinds.names.index(name) for name in names]
 
 
 def load_detector(folder: str | Path, device: str = "cpu") -> tuple[Detector, Models]:

@@ -120,8 +120,10 @@ def test_other_classes_are_learnt_from_another_runs_weights(
     )
     task = small(classes=5, start=str(tmp_path), keep="backbone")
     models = task.models()
+    said = task.begin(models)
     own = weights_of(models)
     new = {name for name in own if own[name].shape != saved[name].shape}
+    assert said == f"weights of {tmp_path}; anew: {', '.join(sorted(new))}"
     assert len(new) == 4 and all("logits" in name or "masks.masks" in name for name in new)
     assert all(torch.equal(own[name], saved[name]) for name in set(own) - new)
     trained = sum(value.numel() for value in task.groups(models)["main"])
