@@ -142,9 +142,7 @@ def _threshold(held: _Held, score: float) -> Threshold:
     return Threshold(score, hits / max(1, held.true), hits / max(1, count), false_per_picture)
 
 
-def _held(
-    answers: Iterable[tuple[Found, Instances]], labels: Sequence[int]
-) -> _Held:
+def _held(answers: Iterable[tuple[Found, Instances]], labels: Sequence[int]) -> _Held:
     parts = [(np.zeros(0), np.zeros(0, bool))]
     true = pictures = 0
     for found, truth in answers:

@@ -135,7 +135,7 @@ def judge_tags(
             stages = Pipeline({"detector": detector(look), "tags": tagger})
             for _ in stages.run(frames_of(film, name)):
                 pass
-    said, true = taggers
+    said = taggers[0]
     tags = [{(name, *tag) for name in theme for tag in one.tags(name)} for one in taggers]
     alike = [theme[said.alike(name, 1)[0][0]] == own for name, own in theme.items()]
     return {

@@ -12,9 +12,10 @@ import onnxruntime
 import pytest
 import torch
 from detectors import SMALL, begun, certain, in_halves, scored, written
+from learning import trained
 from PIL import Image
 
-from dlplatform.checkpoint import weights_of
+from dlplatform.checkpoint import Checkpoint, weights_of
 from dlplatform.errors import UsageError
 from dlplatform.task import added
 from trainers.data.coco_writing import write_coco
@@ -175,3 +176,19 @@ def test_it_learns() -> None:
     after, before = scored(task, 120)
     assert after["box_AP50"] > 0.3 > 0.1 > before["box_AP50"]
     assert after["mask_AP50"] > 0.2
+
+
+@pytest.mark.slow
+def test_species_are_learnt_sooner_by_who_knows_other_things(tmp_path: Path) -> None:
+    shape = {"side": 64, "width": 32, "towers": 1, "batch_size": 8, "lr": 4e-3, "masks": False}
+    before = Objects(**shape, pictures=160, minibatches=90)  # type: ignore[arg-type]
+    Checkpoint(90, weights_of(trained(before, 90))).save(tmp_path)
+    told = {}
+    for start in (str(tmp_path), ""):
+        fish = Objects(**shape, subject="fish", pictures=80, minibatches=40, start=start)  # type: ignore[arg-type]
+        with torch.no_grad():
+            told[start] = fish.score(trained(fish, 40), list(fish.batches("val"))[:2])
+    tuned, scratch = told.values()
+    for name in ("top1", "box_AP50"):
+        print(f"fish, {name}: {tuned[name]:.3f} tuned, {scratch[name]:.3f} from scratch")
+    assert tuned["top1"] > scratch["top1"] + 0.05 and tuned["box_AP50"] > scratch["box_AP50"] + 0.05
