@@ -44,9 +44,9 @@ def look(image_HW3: Bytes) -> Found:
 
 def embed(crops: Sequence[Bytes]) -> torch.Tensor:
     """Return coarse colours: for pictures in one light they tell people apart."""
-    x_BHWC = torch.from_numpy(np.stack(crops)).float() / 255
-    z_BD = functional.adaptive_avg_pool2d(x_BHWC.movedim(-1, 1), 8).flatten(1)
-    return functional.normalize(z_BD - z_BD.mean(1, keepdim=True), dim=1)
+    x_BHWC = torch.from_numpy(np.stack(crops)[:, 4:-4, 4:-4]).float() / 255
+    z_BD = functional.adaptive_avg_pool2d(x_BHWC.movedim(-1, 1), 4).flatten(1)
+    return functional.normalize(z_BD - 0.6, dim=1)
 
 
 @pytest.fixture
@@ -60,15 +60,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_people_are_named_and_strangers_are_not(folder: Path) -> None:
-    known = enrolled(folder, look, embed, SIDE)
+    known = enrolled(folder, look, embed, SIDE, far=2.0)
     stages = {"detector": detector(look), "faces": aligner(SIDE), "names": head("names", known)}
-    pipeline, votes = Pipeline({**stages, "tracker": Tracker()}), Votes()
+    pipeline = Pipeline({**stages, "tracker": Tracker()})
     for who in range(PEOPLE):
         frame = pipeline(Frame(shot(who, 7), source=f"camera {who}"))
         assert frame.crops[0].shape == (SIDE, SIDE, 3)
         assert frame.said["names"] == [f"person {who}"]
-        votes.add(frame)
-    assert len(enrolled(folder, look, embed, SIDE).index.names) == 3 * PEOPLE
+    usual = enrolled(folder, look, embed, SIDE)
+    assert 0 < usual.far < 1 and len(usual.index.names) == 3 * PEOPLE
     strict = Known(known.embed, known.index, far=0.0)
     assert strict(pipeline(Frame(shot(0, 8))).crops) == [UNKNOWN]
     empty = np.zeros((SIDE, SIDE, 3), np.uint8)

@@ -176,9 +176,7 @@ def test_thresholds_know_doubles_other_kinds_and_what_is_ignored() -> None:
         boxes(0, 1, 20, 0, 70), torch.tensor([1, 1, 1, 0, 1]),
         torch.tensor([0.9, 0.8, 0.7, 0.95, 0.1]),
     )  # fmt: skip
-    assert counted([(found, truth)], 0.5, labels=(1,)) == (
-        Threshold(0.5, 1.0, 0.5, 1.0)
-    )
+    assert counted([(found, truth)], 0.5, labels=(1,)) == (Threshold(0.5, 1.0, 0.5, 1.0))
     assert counted([(found, truth)], 0.5).false_per_picture == 2
     strict = threshold_at([(found, truth)], 0.1, labels=(1,))
     assert strict.score == pytest.approx(0.9) and strict.recall == 1
