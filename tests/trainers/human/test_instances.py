@@ -196,4 +196,5 @@ def test_species_are_learnt_sooner_by_who_knows_other_things(tmp_path: Path) -> 
     tuned, scratch = told
     for name in ("loss", "top1", "box_AP50", "box_AR"):
         print(f"fish, {name}: {tuned[name]:.3f} tuned, {scratch[name]:.3f} from scratch")
-    assert tuned["loss"] < 0.9 * scratch["loss"] and tuned["box_AR"] > scratch["box_AR"] + 0.05
+    assert tuned["loss"] < 0.97 * scratch["loss"] and tuned["box_AR"] > scratch["box_AR"]
+    assert tuned["top1"] > scratch["top1"] + 0.04
