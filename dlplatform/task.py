@@ -135,6 +135,13 @@ class Task(ABC):
 
         return Adam(parameters, lr=1e-3)
 
+    def begin(self, models: Models) -> str:
+        """Give the networks of a new run weights of another one; return a line that says so.
+
+        By default they begin as ``models`` made them, and there is nothing to say.
+        """
+        return ""
+
     def rate(self, progress: float) -> float:
         """Return the factor on every learning rate at a progress from 0 to 1 (default: 1)."""
         return 1.0

@@ -55,6 +55,7 @@ class Trainer:
         for model in self.models.values():
             model.to(self.device)
         self.saved = self._saved()
+        begun = "" if self.saved else self.task.begin(self.models)
         self.cut = Cut(self.task, world, int(settings.get("stages", 1)))
         self.pipeline = PipelineConfig(**settings.get("pipeline", {}))
         self.judge = Judge(self.task, self.models, self.run.ema, self.cut)
@@ -68,7 +69,7 @@ class Trainer:
         self.start = self.job.work.position
         self.chief = Chief(self)
         if self.job.cluster.is_chief():  # said before anything slow
-            self.chief.progress.say(report.banner(self))
+            self.chief.progress.say("\n".join(filter(None, (report.banner(self), begun))))
         self._distribute()
         self.statistics = Statistics(self.part, self.cut.modules(self.models))
         self._open_door()

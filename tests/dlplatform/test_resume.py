@@ -14,7 +14,7 @@ from runs import alone, equal, state, weights, well
 from tinyjobs import Workers, at, run, settings, until
 from tinytask import recorded
 
-from dlplatform.checkpoint import Checkpoint
+from dlplatform.checkpoint import Checkpoint, load_models
 from dlplatform.errors import Diverged
 from dlplatform.memorybox.process import Boxes
 from dlplatform.trainer import Trainer
@@ -89,6 +89,22 @@ def test_resume_from_another_folder_leaves_it_alone(tmp_path: Path) -> None:
     alone(tmp_path / "second", 40, resume=str(tmp_path / "first"))
     assert equal(before, weights(tmp_path / "first"))
     assert state(tmp_path / "second")["position"] == 40
+
+
+def test_a_run_begins_with_anothers_weights_and_goes_on_without_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone(tmp_path / "first", 20)
+    tell = {"start": str(tmp_path / "first"), "run": {"progress": "plain"}}
+    alone(tmp_path / "second", 8, lr=0.0, seed=5, **tell)
+    assert f"\nit begins as {tmp_path / 'first'}\n" in capsys.readouterr().out
+    assert equal(weights(tmp_path / "first"), weights(tmp_path / "second"))
+    (tmp_path / "first").rename(tmp_path / "gone")
+    alone(tmp_path / "second", 16, resume="auto", lr=0.0, **tell)
+    assert state(tmp_path / "second")["position"] == 16
+    assert "it begins as" not in capsys.readouterr().out
+    task, _ = load_models(tmp_path / "second")
+    assert task.start == tell["start"]  # type: ignore[attr-defined]
 
 
 def test_resume_of_a_finished_run_trains_nothing_more(tmp_path: Path) -> None:

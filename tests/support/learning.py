@@ -15,6 +15,7 @@ def trained(task: Task, minibatches: int, clip: float = 0.0) -> Models:
     """Return the networks of a task after so many minibatches, ready to be judged."""
     torch.manual_seed(derive(task.seed, "init"))
     models = task.models()
+    task.begin(models)
     groups = {name: list(parameters) for name, parameters in task.groups(models).items()}
     optimizers = {name: task.optimizer(name, groups[name]) for name in groups}
     rates = {name: float(one.param_groups[0]["lr"]) for name, one in optimizers.items()}

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dlplatform.checkpoint import Checkpoint, put_weights
 from dlplatform.seeds import derive
 from dlplatform.task import Models, Split, Task, task
 
@@ -63,6 +64,8 @@ class Points(Task):
     """Kill it in the middle of the backward pass."""
     falling: bool = False
     """Let the learning rate fall to zero along a line."""
+    start: str = ""
+    """Folder of a run to begin with."""
     record: str = ""
     """Folder for files of the minibatches begun and trained, one of each for a process."""
 
@@ -71,6 +74,12 @@ class Points(Task):
         layers += [nn.BatchNorm1d(self.width)] if self.norm else []
         layers += [nn.Tanh(), nn.Dropout(self.dropout), nn.Linear(self.width, 3)]
         return {"net": nn.Sequential(*layers)}
+
+    def begin(self, models: Models) -> str:
+        if not self.start:
+            return ""
+        put_weights(models, Checkpoint.load(Path(self.start)).weights)
+        return f"it begins as {self.start}"
 
     def batch(self, split: str, number: int) -> Pair:
         self._write("begun", number)

@@ -90,14 +90,14 @@ class AnchorFree(Detector):
         """Return how many pictures of a split are drawn."""
         return HELD.get(split, self.pictures)
 
-    def models(self) -> Models:
-        """Build the network, with the weights of another run where these are given and fit."""
-        models = super().models()
-        if self.start:
-            from trainers.data.weights import take_fitting
+    def begin(self, models: Models) -> str:
+        """Take the weights of the run ``start`` where they fit; say what begins anew."""
+        if not self.start:
+            return ""
+        from trainers.data.weights import take_fitting
 
-            take_fitting(models, self.start, "task.start")
-        return models
+        anew = take_fitting(models, self.start, "task.start")
+        return f"weights of {self.start}; anew: {', '.join(anew) or 'none'}"
 
     def groups(self, models: Models) -> dict[str, Iterable[nn.Parameter]]:
         """Return the parameters that are trained."""

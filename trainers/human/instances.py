@@ -5,18 +5,22 @@ Shape legend: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from dlplatform.seeds import derive
-from dlplatform.task import task
+from dlplatform.task import Models, task
 from trainers.blocks.anchorfree import AnchorFree
+from trainers.blocks.detector import Batch
 from trainers.blocks.settings import check
 
 if TYPE_CHECKING:
     from trainers.data.instances import InstanceSet, Kinds
     from trainers.nets.centermask import Regions
     from trainers.scores.overlap import What
+
+SUBJECTS = ("fish", "weapons")
 
 
 @task("human/instances")
@@ -45,17 +49,25 @@ class Objects(AnchorFree):
     """Cut objects out, too; without it is quicker."""
     classes: int = 8
     """Kinds of objects that are drawn, up to 80."""
+    subject: str = ""
+    """Draw something else: fish (eight textures of one shape) or weapons (three small, rare kinds
+    among others)."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything starts."""
         super().__post_init__()
         check("classes", self.classes, 1 <= self.classes <= 80, "1 to 80")
+        known = self.subject in ("", *SUBJECTS)
+        check("subject", self.subject, known, f"{', '.join(SUBJECTS)} or nothing")
 
     def drawn(self, split: str) -> InstanceSet:
         """Return pictures of shapes in textures."""
+        from trainers.synth.objects import SUBJECTS as DRAWN
         from trainers.synth.objects import objects
 
-        return objects(derive(self.seed, split), self.count(split), self.classes, self.side)
+        about = DRAWN[self.subject] if self.subject else None
+        kinds, look = (about.classes, about.look) if about else (self.classes, None)
+        return objects(derive(self.seed, split), self.count(split), kinds, self.side, look)
 
     def loaded(self, split: str) -> InstanceSet:
         """Return the pictures of a folder in COCO's format."""
@@ -66,6 +78,20 @@ class Objects(AnchorFree):
     def judged(self) -> tuple[What, ...]:
         """Return what of an object is judged."""
         return ("box", "mask") if self.masks else ("box",)
+
+    def score(self, models: Models, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return COCO's scores, and ``top1``: the share of objects that are found and named right.
+
+        The surest answer where an object is has to be of its kind.
+        """
+        from trainers.scores.detection import DetectionTally, named
+
+        held, right, total = DetectionTally(self.examples("test").kinds, self.judged()), 0, 0
+        for found, truth in self.answers(models, batches):
+            held.add(found, truth)
+            counts = named(found, truth)
+            right, total = right + counts[0], total + counts[1]
+        return held.scores() | ({"top1": right / total} if total else {})
 
     def note(self, scores: dict[str, float]) -> str:
         """Return the words below the score on the picture."""

@@ -72,6 +72,7 @@ class Threshold:
 
     score: float
     recall: float
+    precision: float
     false_per_picture: float
 
 
@@ -87,34 +88,62 @@ def threshold_at(
     validation pictures, and report recall and false answers of it on others
     (``trainers/pipeline/judged.py:counted``).
     """
-    scores, right, judged, true, pictures = _held(answers, labels)
-    order = np.argsort(-scores[judged], kind="stable")
-    ranked, wrong = scores[judged][order], np.cumsum(~right[judged][order])
-    allowed = int(np.floor(false_per_picture * max(1, pictures) + 1e-9))
-    kept = int(np.searchsorted(wrong, allowed, side="right"))
+    held = _held(answers, labels)
+    ranked, right = _ranked(held)
+    allowed = int(np.floor(false_per_picture * max(1, held.pictures) + 1e-9))
+    kept = int(np.searchsorted(np.cumsum(~right), allowed, side="right"))
     # answers of the same score come together or not at all
     while 0 < kept < len(ranked) and ranked[kept - 1] == ranked[kept]:
         kept -= 1
-    score = float(ranked[kept - 1]) if kept else 1.0
-    hits = kept - (int(wrong[kept - 1]) if kept else 0)
-    return Threshold(score, hits / max(1, true), (kept - hits) / max(1, pictures))
+    return _threshold(held, float(ranked[kept - 1]) if kept else 1.0)
+
+
+def threshold_for(
+    answers: Iterable[tuple[Found, Instances]], recall: float = 0.95, labels: Sequence[int] = ()
+) -> Threshold:
+    """Return the highest score from which on so large a share of the objects is found.
+
+    Where not so many are found at all, it is the lowest score. See ``threshold_at``.
+    """
+    held = _held(answers, labels)
+    ranked, right = _ranked(held)
+    wanted = int(np.ceil(recall * held.true - 1e-9))
+    place = min(int(np.searchsorted(np.cumsum(right), wanted)), len(ranked) - 1)
+    return _threshold(held, float(ranked[place]) if len(ranked) else 1.0)
 
 
 def counted(
     answers: Iterable[tuple[Found, Instances]], score: float, labels: Sequence[int] = ()
 ) -> Threshold:
-    """Return recall and false answers in a picture of those from a score on."""
-    scores, right, judged, true, pictures = _held(answers, labels)
-    taken = judged & (scores >= score)
-    hits = int((right & taken).sum())
-    return Threshold(score, hits / max(1, true), (int(taken.sum()) - hits) / max(1, pictures))
+    """Return recall, precision and false answers in a picture of those from a score on."""
+    return _threshold(_held(answers, labels), score)
 
 
-def _held(
-    answers: Iterable[tuple[Found, Instances]], labels: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
-    """Return each answer's score, whether it is right, whether it counts; objects; pictures."""
-    parts = [(np.zeros(0), np.zeros(0, bool), np.zeros(0, bool))]
+@dataclass(frozen=True)
+class _Held:
+    """Answers that count, held against what is true."""
+
+    scores_D: np.ndarray
+    right_D: np.ndarray
+    true: int
+    """Objects."""
+    pictures: int
+
+
+def _ranked(held: _Held) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(-held.scores_D, kind="stable")
+    return held.scores_D[order], held.right_D[order]
+
+
+def _threshold(held: _Held, score: float) -> Threshold:
+    right_D = held.right_D[held.scores_D >= score]
+    hits, count = int(right_D.sum()), len(right_D)
+    false_per_picture = (count - hits) / max(1, held.pictures)
+    return Threshold(score, hits / max(1, held.true), hits / max(1, count), false_per_picture)
+
+
+def _held(answers: Iterable[tuple[Found, Instances]], labels: Sequence[int]) -> _Held:
+    parts = [(np.zeros(0), np.zeros(0, bool))]
     true = pictures = 0
     for found, truth in answers:
         pictures += 1
@@ -129,6 +158,6 @@ def _held(
             whose_D = match(overlap_DG, void_G[None], void_G, np.array([OVERLAP]))[0, 0]
             hit_D = whose_D >= 0
             counts_D = ~(hit_D & void_G[whose_D]) if len(void_G) else np.ones(len(hit_D), bool)
-            parts.append((mine.scores_N.double().numpy(), hit_D, counts_D))
-    scores, right, judged = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return scores, right, judged, true, pictures
+            parts.append((mine.scores_N.double().numpy()[counts_D], hit_D[counts_D]))
+    scores_D, right_D = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return _Held(scores_D, right_D, true, pictures)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dlplatform.errors import UsageError
+from trainers.blocks.blur import Blur, audit, blurred
 from trainers.data.instances import Found, Kinds
 from trainers.data.scenes import Bytes
 from trainers.pictures.files import USUAL, write_film, writing
@@ -57,25 +58,37 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-class JsonLines:
-    """The stage that writes a line of JSON for every frame, at once."""
+class _Lines:
+    """A file of JSON, a line as it comes."""
 
-    def __init__(self, path: Path, kinds: Kinds) -> None:
-        self.path, self.kinds = path, kinds
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._file: TextIO | None = None
 
-    def __call__(self, frame: Frame) -> Frame:
-        """Write a frame down."""
+    def add(self, told: Mapping[str, Any]) -> None:
+        """Write a line, at once."""
         if self._file is None:
             with writing(self.path.parent):
                 self._file = self.path.open("w")
-        print(json.dumps(record(frame, self.kinds)), file=self._file, flush=True)
-        return frame
+        print(json.dumps(told), file=self._file, flush=True)
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+class JsonLines(_Lines):
+    """The stage that writes a line of JSON for every frame, at once."""
+
+    def __init__(self, path: Path, kinds: Kinds) -> None:
+        super().__init__(path)
+        self.kinds = kinds
+
+    def __call__(self, frame: Frame) -> Frame:
+        """Write a frame down."""
+        self.add(record(frame, self.kinds))
+        return frame
 
 
 def draw_frame(
@@ -115,54 +128,43 @@ def _named(frame: Frame, kinds: Kinds) -> tuple[Kinds, Found]:
         track, word = frame.track(number), kinds.names[label]
         if found.states_NS is not None and kinds.states:
             word = kinds.states[int(found.states_NS[number].argmax())]
+        names = [said[number] for said in frame.said.values() if isinstance(said[number], str)]
+        word = " ".join(filter(None, (word, *names)))
         words.append(f"#{track} {word}" if track > 0 else word)
         colours.append(COLOURS[(track if track > 0 else label) % len(COLOURS)])
     every = replace(kinds, names=tuple(words), colours=tuple(colours), states=())
     return every, found._replace(labels_N=torch.arange(len(words)), states_NS=None)
 
 
-class Drawing:
-    """The stage that draws frames into a folder of PNG, a GIF or a film, by the path's ending.
+class Reel:
+    """Pictures on their way into a folder of PNG, a GIF or a film, by the path's ending.
 
-    A film is written as it comes (PyAV); a GIF is kept until it is closed. An alert is shown for a
-    second. Raises UsageError for
+    A film is written as it comes (PyAV); a GIF is kept until it is closed. Raises UsageError for
     another ending.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        kinds: Kinds,
-        speed: Speed | None = None,
-        zones: Mapping[str, Polygon] | None = None,
-    ) -> None:
+    def __init__(self, path: Path) -> None:
         if path.suffix.lower() not in ("", ".gif", *FILMS):
             raise UsageError(
                 f"{path} cannot be drawn - allowed: a folder, .gif, {', '.join(FILMS)} - do: "
                 "choose an ending"
             )
-        self.path, self.kinds, self.speed, self.zones = path, kinds, speed, zones
+        self.path = path
         self._kept: list[tuple[float, Bytes]] = []
         self._film: Film | None = None
-        self._alerts: tuple[Alert, ...] = ()
 
-    def __call__(self, frame: Frame) -> Frame:
-        """Draw a frame."""
-        recent = [alert for alert in self._alerts if 0 <= frame.time - alert.time < LINGER]
-        self._alerts = (*recent, *frame.alerts)
-        shown, ending = replace(frame, alerts=self._alerts), self.path.suffix
-        drawn = draw_frame(shown, self.kinds, self.speed, self.zones)
-        if not ending:
+    def add(self, picture: Image.Image, frame: Frame) -> None:
+        """Write a picture of a frame."""
+        if not self.path.suffix:
             with writing(self.path):
                 stem = Path(frame.source).stem or "frame"
-                drawn.save(self.path / f"{stem}_{frame.number:06d}.png")
-        elif ending.lower() == ".gif":
-            self._kept.append((frame.time, np.array(drawn)))
+                picture.save(self.path / f"{stem}_{frame.number:06d}.png")
+        elif self.path.suffix.lower() == ".gif":
+            self._kept.append((frame.time, np.array(picture)))
         else:
             if self._film is None:
-                self._film = Film(self.path, drawn.size)
-            self._film.add(drawn, frame.time)
-        return frame
+                self._film = Film(self.path, picture.size)
+            self._film.add(picture, frame.time)
 
     def close(self) -> None:
         """Finish the file."""
@@ -172,6 +174,62 @@ class Drawing:
             times, drawn = zip(*self._kept, strict=True)
             each = [1000 * (late - soon) for soon, late in pairwise(times)]
             write_film(self.path, drawn, [*each, each[-1] if each else USUAL])
+
+
+class Drawing:
+    """The stage that draws frames into a folder, a GIF or a film (``Reel``).
+
+    An alert is shown for a second.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kinds: Kinds,
+        speed: Speed | None = None,
+        zones: Mapping[str, Polygon] | None = None,
+    ) -> None:
+        self.kinds, self.speed, self.zones = kinds, speed, zones
+        self._reel, self._alerts = Reel(path), tuple[Alert, ...]()
+
+    def __call__(self, frame: Frame) -> Frame:
+        """Draw a frame."""
+        recent = [alert for alert in self._alerts if 0 <= frame.time - alert.time < LINGER]
+        self._alerts = (*recent, *frame.alerts)
+        shown = replace(frame, alerts=self._alerts)
+        self._reel.add(draw_frame(shown, self.kinds, self.speed, self.zones), frame)
+        return frame
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._reel.close()
+
+
+class Blurring:
+    """The stage that blurs what is found, and writes the pictures and a line for each.
+
+    A line names the regions; pixels outside of them stay, as far as a GIF or a film keeps pixels.
+    """
+
+    def __init__(self, path: Path, lines: Path, kinds: Kinds, how: Blur) -> None:
+        self.kinds, self.how, self.regions = kinds, how, 0
+        self._reel, self._lines = Reel(path), _Lines(lines)
+
+    def __call__(self, frame: Frame) -> Frame:
+        """Blur a frame; those after it see the blurred one."""
+        size = (frame.image_HW3.shape[0], frame.image_HW3.shape[1])
+        regions = audit(frame.found, self.kinds, size, self.how)
+        facts = {"source": frame.source, "frame": frame.number, "time": round(frame.time, 4)}
+        self._lines.add({**facts, "regions": regions})
+        self.regions += len(regions)
+        image_HW3 = blurred(frame.image_HW3, frame.found, self.how)
+        self._reel.add(Image.fromarray(image_HW3), frame)
+        return replace(frame, image_HW3=image_HW3)
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._lines.close()
+        self._reel.close()
 
 
 FILMS = (".mp4", ".mkv", ".avi", ".mov")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def cosine(one: Mapping[str, float], other: Mapping[str, float]) -> float:
     return both / math.prod(lengths) if all(lengths) else 0.0
 
 
-def tag_f1(said: Iterable[Tag], true: Iterable[Tag]) -> float:
+def tag_f1(said: Iterable[Hashable], true: Iterable[Hashable]) -> float:
     """Return the harmonic mean of precision and recall of tags."""
     said, true = set(said), set(true)
     return 2 * len(said & true) / max(1, len(said) + len(true))

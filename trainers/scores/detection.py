@@ -205,6 +205,21 @@ def pairs(
     return order_D[kept], chosen, torch.from_numpy(overlap_DG[kept, whose_D[kept]])
 
 
+def named(found: Found, truth: Instances, overlap: float = 0.5) -> tuple[int, int]:
+    """Return how many objects the surest answer there names right, and of how many.
+
+    That answer may be of any kind; whoever is not found is not named. Ignored objects are left out.
+    """
+    found, truth = plain(found), plain(truth)
+    truth = truth.take(torch.from_numpy(~ignored(truth)))
+    if not len(found.scores_N) or not len(truth.labels_N):
+        return 0, len(truth.labels_N)
+    near_DG = torch.from_numpy(box_overlaps(found.boxes_N4, truth.boxes_N4)[0] >= overlap)
+    sure_G, best_G = torch.where(near_DG, found.scores_N[:, None].double(), -1.0).max(0)
+    right_G = (sure_G >= 0) & (found.labels_N[best_G] == truth.labels_N)
+    return int(right_G.sum()), len(truth.labels_N)
+
+
 def state_table(found: Found, truth: Instances, states: int, score: float = 0.5) -> Tensor:
     """Return counts of (true state, answered state) of one picture, the last one "nobody there".
 

@@ -165,19 +165,26 @@ def show(
 
 
 def face_film(
-    seed: int, people: int = 3, seconds: float = 6.0, rate: float = 10.0, look: Look | None = None
+    seed: int,
+    people: int = 3,
+    seconds: float = 6.0,
+    rate: float = 10.0,
+    look: Look | None = None,
+    pool: str = "",
 ) -> Film:
     """Return a film of people of whom some come in through a gate, from left to right.
 
     The others go out, or pass without coming to the gate. An event "entry" lasts one frame: the
-    first in which the middle of a face is right of the gate.
+    first in which the middle of a face is right of the gate. With a ``pool`` they are people of
+    those of ``draw_faces`` and of portraits with the seed 0, by the same numbers.
     """
     look, random = look or Look(), Random(seed % 2**32)
     frames = int(seconds * rate)
     look = replace(look, hidden=0.0)
     paths = [_path(random, look, number, people, frames) for number in range(people)]
     whose = random.choice(look.people, people, replace=False)
-    cast = [identity(derive(seed, "film", int(who))) for who in whose]
+    of = (0, "identity", pool) if pool else (seed, "film")
+    cast = [identity(derive(*of, int(who))) for who in whose]
     backdrop_seed, scenes = random.randint(2**31), []
     for frame in range(frames):
         # the same backdrop is drawn again, since people are drawn over it

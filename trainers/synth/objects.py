@@ -1,5 +1,7 @@
 """Pictures of objects with their boxes, classes and masks: ten shapes in eight textures, and G2.
 
+Of these, ``SUBJECTS`` are pictures about something, and ``object_film`` is a camera that passes.
+
 Textures lie in the picture's frame while shapes are turned, so that stripes keep their name; a
 mirrored picture still shows the same classes. A picture is a pure function of its seed.
 
@@ -9,7 +11,7 @@ Shape legend: N objects, H height, W width, 3 RGB.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -22,6 +24,7 @@ from dlplatform.errors import UsageError
 from dlplatform.seeds import derive
 from trainers.data.instances import Instances, InstanceSet, Kinds, boxes_around, palette
 from trainers.data.scenes import Bytes
+from trainers.synth.films import Film
 from trainers.synth.scenes import SHAPES as THREE
 from trainers.synth.scenes import Floats, covered, draw_scene, ground
 from trainers.synth.scenes import Look as SceneLook
@@ -31,6 +34,8 @@ Reals = NDArray[np.floating[Any]]
 Distance = Callable[[Floats, Floats], Reals]
 """How far outside a shape of radius 1 a point is (negative inside)."""
 TRIES = 60
+WIDER = 3
+"""Sides of a camera's picture in that of what it passes over."""
 STEP = 11
 """Has no divisor in common with 80: so many classes apart, shapes and textures are well mixed."""
 
@@ -112,6 +117,24 @@ class _Thing:
     size: float
 
 
+@dataclass(frozen=True)
+class Subject:
+    """Pictures about something: its classes by name, and what the pictures look like."""
+
+    classes: tuple[str, ...]
+    look: Look = field(default_factory=Look)
+
+
+SUBJECTS = {
+    "fish": Subject(tuple(f"{texture} crescent" for texture in TEXTURES)),
+    "weapons": Subject(
+        ("solid L", "horizontal stripe arrow", "checker cross"),
+        Look(least=2, most=6, sizes=(0.16, 0.34), distractors=0.85),
+    ),
+}
+"""Fish are of one shape and told apart by texture alone; weapons are small, rare, among others."""
+
+
 def chosen(classes: int | tuple[str, ...]) -> tuple[int, ...]:
     """Return which of ``NAMES`` are asked for: by name, or so many with mixed looks.
 
@@ -145,13 +168,51 @@ def objects(
     ``classes`` is a number (8 is a small set) or some of ``NAMES``; labels count these from 0.
     """
     look, kinds = replace(look or Look(), side=side), chosen(classes)
-    names = tuple(NAMES[kind] for kind in kinds)
 
     @cache
     def read(index: int) -> tuple[Bytes, Instances]:
         return draw_objects(derive(seed, "objects", index), kinds, look)
 
-    return InstanceSet(Kinds(names, palette(len(names))), count, read)
+    return InstanceSet(_kinds(kinds), count, read)
+
+
+def object_film(
+    seed: int,
+    classes: int | tuple[str, ...] = 8,
+    about: tuple[str, ...] = (),
+    look: Look | None = None,
+    seconds: float = 6.0,
+    rate: float = 5.0,
+) -> Film:
+    """Return a film of a camera that passes over a large picture of objects, from left to right.
+
+    ``classes`` are what labels count, as of ``objects``; if given, only those that it is ``about``
+    are drawn. Of an object at least a half is in sight, or it is left out of the truth.
+    """
+    look, kinds, frames, truths, whose = look or Look(), chosen(classes), [], [], []
+    drawn = chosen(about) if about else kinds
+    small, large = (size / WIDER for size in look.sizes)
+    count, side = 4 * look.most, look.side
+    wide = replace(
+        look, side=WIDER * side, least=count, most=count, sizes=(small, large), clutter=24
+    )
+    image_HW3, every = draw_objects(derive(seed, "film"), drawn, wide)
+    assert every.masks_NHW is not None
+    labels_N = torch.tensor([kinds.index(kind) for kind in drawn])[every.labels_N]
+    whole_N, top = every.masks_NHW.flatten(1).sum(1), seed % ((WIDER - 1) * side)
+    for left in np.linspace(0, (WIDER - 1) * side, round(seconds * rate)).astype(int).tolist():
+        rows, columns = slice(top, top + side), slice(left, left + side)
+        masks_NHW = every.masks_NHW[:, rows, columns]
+        seen_N = 2 * masks_NHW.flatten(1).sum(1) >= whole_N
+        boxes_N4 = boxes_around(masks_NHW[seen_N].numpy())
+        frames.append(np.ascontiguousarray(image_HW3[rows, columns]))
+        truths.append(Instances(boxes_N4, labels_N[seen_N], masks_NHW[seen_N]))
+        whose.append(seen_N.nonzero()[:, 0])
+    return Film(_kinds(kinds), rate, tuple(frames), tuple(truths), tuple(whose), ())
+
+
+def _kinds(chosen: tuple[int, ...]) -> Kinds:
+    return Kinds(tuple(NAMES[kind] for kind in chosen), palette(len(chosen)))
 
 
 @lru_cache(maxsize=16)

@@ -130,15 +130,12 @@ class RefineRCNN(Proposer):
         return found_in_tiles(image_HW3, at, self.side, self.shared_px, self.iou)
 
     def predict(self, models: Models, raw: Path) -> dict[str, Any]:
-        """Write a picture with its plates and faces blurred, and what was done, in ``blurred``."""
-        import numpy as np
+        """Write a picture or a film with plates and faces blurred, and an audit, in ``blurred``."""
+        from trainers.blocks.blur import Blur
+        from trainers.pipeline.watch import blur_file
 
-        from trainers.blocks.blur import Blur, write_blurred
-        from trainers.pictures.files import open_picture
-
-        image_HW3, kinds = np.array(open_picture(raw, "RGB")), self.examples("test").kinds
-        found = self.look(models, image_HW3)
-        return write_blurred(raw, image_HW3, found, kinds, Blur(self.blur, self.grow))
+        kinds, how = self.examples("test").kinds, Blur(self.blur, self.grow)
+        return blur_file(raw, lambda image_HW3: self.look(models, image_HW3), kinds, how)
 
     def score(self, models: Models, batches: Iterable[Batch]) -> dict[str, float]:
         """Return average precision, recall of what would be blurred, and IoU after each look.

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from detectors import SMALL, begun, certain, in_halves, scored, written
+from learning import trained
 from PIL import Image
 
-from dlplatform.checkpoint import weights_of
+from dlplatform.checkpoint import Checkpoint, weights_of
 from dlplatform.errors import UsageError
 from dlplatform.task import added
 from trainers.data.coco_writing import write_coco
@@ -118,8 +119,10 @@ def test_other_classes_are_learnt_from_another_runs_weights(
     )
     task = small(classes=5, start=str(tmp_path), keep="backbone")
     models = task.models()
+    said = task.begin(models)
     own = weights_of(models)
     new = {name for name in own if own[name].shape != saved[name].shape}
+    assert said == f"weights of {tmp_path}; anew: {', '.join(sorted(new))}"
     assert len(new) == 4 and all("logits" in name or "masks.masks" in name for name in new)
     assert all(torch.equal(own[name], saved[name]) for name in set(own) - new)
     trained = sum(value.numel() for value in task.groups(models)["main"])
@@ -158,3 +161,25 @@ def test_it_learns() -> None:
     after, before = scored(task, 120)
     assert after["box_AP50"] > 0.3 > 0.1 > before["box_AP50"]
     assert after["mask_AP50"] > 0.2
+
+
+@pytest.mark.slow
+def test_species_are_learnt_sooner_by_who_knows_other_things(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {
+        **{"side": 64, "width": 32, "towers": 1, "batch_size": 8, "lr": 4e-3, "masks": False}
+    }
+    before = Objects(**shape, pictures=160, minibatches=110)
+    Checkpoint(110, weights_of(trained(before, 110))).save(tmp_path)
+    told = []
+    for start in (str(tmp_path), ""):
+        more: dict[str, Any] = {"pictures": 80, "minibatches": 40, "start": start}
+        fish = Objects(**shape, **more, subject="fish")
+        models, batches = trained(fish, 40), list(fish.batches("val"))[:2]
+        with torch.no_grad():
+            loss = sum(float(added(fish.loss(models, batch))) for batch in batches)
+            told.append({"loss": loss, **fish.score(models, batches)})
+    tuned, scratch = told
+    for name in ("loss", "top1", "box_AP50", "box_AR"):
+        print(f"fish, {name}: {tuned[name]:.3f} tuned, {scratch[name]:.3f} from scratch")
+    assert tuned["loss"] < 0.97 * scratch["loss"] and tuned["box_AR"] > scratch["box_AR"]
+    assert tuned["top1"] > scratch["top1"] + 0.04

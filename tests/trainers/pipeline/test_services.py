@@ -20,7 +20,7 @@ from trainers.data.instances import Found, Instances, Kinds
 from trainers.data.scenes import Bytes
 from trainers.human.instances import Objects
 from trainers.pipeline.frame import Frame
-from trainers.pipeline.judged import counted, threshold_at
+from trainers.pipeline.judged import Threshold, counted, threshold_at, threshold_for
 from trainers.pipeline.streams import Server, Serving, paced, panned, together
 from trainers.pipeline.tags import Tagger, cosine, tag_f1
 from trainers.pipeline.tracker import Tracker
@@ -176,13 +176,26 @@ def test_thresholds_know_doubles_other_kinds_and_what_is_ignored() -> None:
         boxes(0, 1, 20, 0, 70), torch.tensor([1, 1, 1, 0, 1]),
         torch.tensor([0.9, 0.8, 0.7, 0.95, 0.1]),
     )  # fmt: skip
-    assert counted([(found, truth)], 0.5, labels=(1,)) == (
-        counted([(found, truth)], 0.75, labels=(1,)).__class__(0.5, 1.0, 1.0)
-    )
+    assert counted([(found, truth)], 0.5, labels=(1,)) == (Threshold(0.5, 1.0, 0.5, 1.0))
     assert counted([(found, truth)], 0.5).false_per_picture == 2
     strict = threshold_at([(found, truth)], 0.1, labels=(1,))
     assert strict.score == pytest.approx(0.9) and strict.recall == 1
     assert threshold_at([(Found(*found.take(found.labels_N == 0)[:3]), truth)], 0.1).score == 1.0
+
+
+def test_the_threshold_finds_as_many_as_are_wanted_and_no_more() -> None:
+    scores = [[0.9, 0.2], [0.8, 0.7], [0.6, 0.5], [0.4, 0.3]]  # of a right and of a false answer
+    answers = [
+        (Found(boxes(0, 50), torch.zeros(2).long(), torch.tensor(pair)),
+         Instances(boxes(0), torch.zeros(1).long()))
+        for pair in scores
+    ]  # fmt: skip
+    chosen = threshold_for(answers, 0.75)
+    assert chosen.score == pytest.approx(0.6)
+    assert (chosen.recall, chosen.precision, chosen.false_per_picture) == (0.75, 0.75, 0.25)
+    assert threshold_for(answers, 0.76).recall == 1 == counted(answers, 0.4 - 1e-6).recall
+    missing = [*answers, (Found(boxes(50), torch.zeros(1).long(), torch.ones(1)), answers[0][1])]
+    assert threshold_for(missing, 0.95).recall == 0.8, "more are not found at any score"
 
 
 KINDS = Kinds(("disc", "square", "star"))
