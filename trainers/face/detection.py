@@ -37,7 +37,7 @@ class Faces(AnchorFree):
     title: ClassVar[str] = "Faces"
 
     batch_size: int = 4
-    minibatches: int = 1000
+    minibatches: int = 1500
     lr: float = 3e-3
     scale: float = 1.1
     shown: float = SURE

@@ -34,7 +34,7 @@ class Pose(People):
     title: ClassVar[str] = "Joints of people"
 
     batch_size: int = 4
-    minibatches: int = 1200
+    minibatches: int = 1500
     lr: float = 3e-3
 
     def loaded(self, split: str) -> InstanceSet:

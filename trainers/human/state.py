@@ -45,7 +45,7 @@ class State(People):
     title: ClassVar[str] = "States of people"
 
     batch_size: int = 4
-    minibatches: int = 1000
+    minibatches: int = 1500
     lr: float = 3e-3
     use_box: bool = True
     """Tell states from what is seen of the region."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dlplatform.errors import UsageError, closest
-from trainers.data.instances import Found, Kinds
+from trainers.data.instances import Found, Instances, Kinds
 from trainers.data.scenes import Bytes
 from trainers.pipeline.frame import Frame
 
@@ -254,7 +254,7 @@ def zones_of(text: str) -> dict[str, Polygon]:
     return zones
 
 
-def box_of(found: Found, number: int) -> Box:
+def box_of(found: Found | Instances, number: int) -> Box:
     """Return a box as numbers."""
     x0, y0, x1, y1 = found.boxes_N4[number].tolist()
     return x0, y0, x1, y1

@@ -72,8 +72,13 @@ def happened(film: Film, name: str, what: str = FALLEN) -> list[Happened]:
 
 def alerts_of(film: Film, name: str, watch: Watch, rule: Rule) -> list[Alert]:
     """Return the alerts that a film raises."""
-    stages = {"detector": detector(watch(film)), "tracker": Tracker()}
-    pipeline = Pipeline({**stages, "alarm": Alarm(rule, film.kinds)})
+    pipeline = Pipeline(
+        {
+            "detector": detector(watch(film)),
+            "tracker": Tracker(),
+            "alarm": Alarm(rule, film.kinds),
+        }
+    )
     return [alert for frame in pipeline.run(frames_of(film, name)) for alert in frame.alerts]
 
 
