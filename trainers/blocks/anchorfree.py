@@ -31,6 +31,8 @@ KEPT = {
 }
 """Parts of the network whose weights are not trained."""
 
+LEARNT = 0.6
+"""Overlap of two boxes above which heads of regions learn from the surer one alone."""
 HELD = {"val": 50, "test": 150}
 """Pictures that are drawn to choose and to judge by."""
 
@@ -60,6 +62,8 @@ class AnchorFree(Detector):
     for half of the area. CenterMask has the third."""
     most: int = 50
     """Objects of a picture, at most."""
+    overlap: float = 0.6
+    """Share of two boxes in common above which they are of one object."""
     learnt: int = 6
     """Regions of a picture that masks and joints are learnt from, at most."""
     pictures: int = 600
@@ -83,6 +87,7 @@ class AnchorFree(Detector):
         check("coarse", self.coarse, 0 <= self.coarse < maps, f"0 to {maps - 1}")
         check("learnt", self.learnt, 1 <= self.learnt <= 1000, "1 to 1000")
         check("keep", self.keep, self.keep in KEPT, "stem, backbone, detector or nothing")
+        check("overlap", self.overlap, 0 < self.overlap <= 1, "above 0, up to 1")
         check("most", self.most, 1 <= self.most <= 1000, "1 to 1000")
         check("pictures", self.pictures, self.pictures >= 1, "1 or more")
 
@@ -154,7 +159,7 @@ class AnchorFree(Detector):
         net, maps, dense = self.dense(models, x_BCHW)
         terms = dense_loss(dense, self.places(x_BCHW), truths)
         if net.looks:
-            answers = self._boxes(dense, x_BCHW), truths
+            answers = self._boxes(dense, x_BCHW, LEARNT), truths
             terms |= region_losses(net, maps, answers, self.learnt, self.state_weights())
         return terms
 
@@ -163,12 +168,12 @@ class AnchorFree(Detector):
         from trainers.blocks.centermask import completed
 
         net, maps, dense = self.dense(models, x_BCHW)
-        found = self._boxes(dense, x_BCHW)
+        found = self._boxes(dense, x_BCHW, self.overlap)
         size = (x_BCHW.shape[2], x_BCHW.shape[3])
         return completed(net, maps, found, size) if net.looks else found
 
-    def _boxes(self, dense: Dense, x_BCHW: Tensor) -> list[Found]:
+    def _boxes(self, dense: Dense, x_BCHW: Tensor, overlap: float) -> list[Found]:
         from trainers.blocks.fcos import Limits, decoded
 
         size = (x_BCHW.shape[2], x_BCHW.shape[3])
-        return decoded(dense, self.places(x_BCHW), size, Limits(most=self.most))
+        return decoded(dense, self.places(x_BCHW), size, Limits(iou=overlap, most=self.most))
