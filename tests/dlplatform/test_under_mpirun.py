@@ -19,7 +19,7 @@ ENV = {**os.environ, **ROOT, "OMP_NUM_THREADS": "1"}
 @needs_mpirun
 @pytest.mark.timeout(400)
 def test_dlp_train_under_mpirun(tmp_path: Path) -> None:
-    before = shared_memory()
+    before = shared_memory(mpi=True)
     words = ("rule=asgd", "boxes=2", "run.minibatches=160", "run.eval_every=80")
     with live(tmp_path / "run", *words, before=RANKS) as run:
         assert run.wait(200) == 0, run.out + run.err
@@ -29,7 +29,7 @@ def test_dlp_train_under_mpirun(tmp_path: Path) -> None:
         assert run.result()["score"] > 0.15, "more than no training gives"
         assert "Traceback" not in run.err
         assert not run.left()
-    assert shared_memory() <= before
+    assert shared_memory(mpi=True) <= before
 
 
 @pytest.mark.slow

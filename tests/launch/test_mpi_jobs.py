@@ -31,7 +31,7 @@ def ours(run: LiveRun) -> list[str]:
 
 @needs(OPEN_MPI)
 def test_two_ranks_are_boxes_and_four_learn_the_digits(tmp_path: Path) -> None:
-    before = shared_memory()
+    before = shared_memory(mpi=True)
     words = ("boxes=2", "transport=mpi")
     with live(tmp_path / "run", *words, before=OPEN_MPI.ranks(6)) as run:
         assert run.wait(400) == 0, run.out + run.err
@@ -41,7 +41,7 @@ def test_two_ranks_are_boxes_and_four_learn_the_digits(tmp_path: Path) -> None:
         assert result["score"] >= 0.97
         assert "Traceback" not in run.err
         assert not run.left()
-    assert shared_memory() <= before
+    assert shared_memory(mpi=True) <= before
 
 
 @needs(MPICH)

@@ -169,9 +169,13 @@ def live(folder: Path, *words: str, **more: Any) -> Iterator[LiveRun]:
         run.end()
 
 
-def shared_memory() -> set[str]:
-    """Return the names in /dev/shm that no living process uses: what somebody has left behind."""
+def shared_memory(mpi: bool = False) -> set[str]:
+    """Return the names in /dev/shm that no living process uses: what somebody has left behind.
+
+    Files of MPICH are left out unless asked for: jobs of tests beside this one make them, too.
+    """
     names = set(os.listdir("/dev/shm"))
+    names -= {name for name in names if name.startswith("mpich_shm_") and not mpi}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             used = (entry / "maps").read_text()

@@ -39,7 +39,7 @@ def test_a_job_whose_workers_were_all_killed_leaves_nothing(box: Start, bind: st
     kill(workers)
     wait_for(lambda: order(place)["jobs"] == {}, 5)
     assert order(place)["total"]["bytes"] == 0
-    assert order(place)["memory"] < now["memory"] - (3 << 20)
+    wait_for(lambda: order(place)["memory"] < now["memory"] - (3 << 20), 5)
 
 
 def test_what_a_killed_job_leaves_can_be_kept(box: Start) -> None:
