@@ -172,6 +172,10 @@ class MappedTransport:
         """Enter the box's gate for one operation of this thread; return its epoch."""
         return int(cpu.enter(self._own.__dict__.get("gate") or self._gate()))
 
+    def within(self, epoch: int) -> bool:
+        """Tell whether the epoch is still the one in which this thread entered."""
+        return bool(cpu.counter_get(self._own.gate.epoch) == epoch)
+
     def leave(self) -> None:
         """Leave the gate."""
         cpu.leave(self._own.gate.slot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -65,6 +66,40 @@ def check_views(cluster: Cluster, buffers: Sequence[SharedBuffer], count: int) -
         assert np.array_equal(again, found[0])  # it stays while operations go on
         seen.append(g)
     return seen
+
+
+@pytest.mark.parametrize("transport", ["inproc", "shm"])
+def test_a_view_that_begins_between_two_gates_has_an_operation_everywhere_or_nowhere(
+    transport: str, job: str, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = opened.enter_context(TRANSPORTS[transport](3))
+    writer, reader = connect(where, job, 3), connect(where, job, 3)
+    for cluster in (writer, reader):
+        opened.callback(cluster.close)
+    buffer = writer.buffer("g", LENGTH, True)
+    buffer.write(at(np.zeros(LENGTH, np.float32)))
+    view = reader.snapshot(reader.attach(reader.lookup("buffer/g")))
+    begun, settle, enter = threading.Event(), view._settle, writer.transports[1].enter  # type: ignore[attr-defined]
+    began = threading.Thread(target=view.__enter__)
+
+    def settling(box: int) -> None:
+        begun.set()
+        settle(box)
+
+    def slowly() -> int:
+        """Enter the second box after a whole view has begun since the first one was entered."""
+        if not begun.is_set():
+            began.start()
+            assert begun.wait(20)
+        return int(enter())
+
+    monkeypatch.setattr(view, "_settle", settling)
+    monkeypatch.setattr(writer.transports[1], "enter", slowly)
+    buffer.axpy(1.0, at(np.ones(LENGTH, np.float32)))
+    began.join(20)
+    found = viewed(view, buffer)
+    view.close()
+    assert found.min() == found.max()
 
 
 @pytest.mark.parametrize(
