@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 WHICH = ("best", "latest")
 SAVED = {"run": "", "which": "latest", "device": "cpu"}
+CELL = 160
+"""Characters of an answer in a table."""
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -59,7 +61,7 @@ def predict(argv: Sequence[str]) -> int:
     if as_json:
         print(json.dumps(answers))
     else:
-        _table([{key: _show(value) for key, value in one.items()} for one in answers])
+        _table([{key: _short(_show(value)) for key, value in one.items()} for one in answers])
     return 0
 
 
@@ -147,6 +149,13 @@ def _load(given: dict[str, str]) -> tuple[Task, Models, torch.device]:
     where = choose(wanted, World(), setting="device")
     task, models = load_models(folder, given["which"])
     return task, {name: model.to(where) for name, model in models.items()}, where
+
+
+def _short(text: str) -> str:
+    """Return the begin of what is too long for a table, such as the states in a film."""
+    if len(text) <= CELL:
+        return text
+    return f"{text[:CELL].rpartition(' ')[0]} ... (--json: all of it)"
 
 
 def _show(value: Any) -> str:

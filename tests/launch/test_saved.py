@@ -206,3 +206,11 @@ def test_what_cannot_be_exported(
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(EnvironmentMissing, match=r"no onnx - .* do: pip install dlplatform\[onnx"):
         export([segnet, str(tmp_path / "net.onnx")])
+
+
+def test_an_answer_too_long_for_a_table_is_cut() -> None:
+    from launch.saved import CELL, _short
+
+    assert _short("a short one") == "a short one"
+    cut = _short("0.1234 " * 1000)
+    assert len(cut) < CELL + 40 and cut.endswith("0.1234 ... (--json: all of it)")
