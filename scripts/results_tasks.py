@@ -109,7 +109,8 @@ the data of its paper.
 - Below 95 % of `ssgd` with two workers: {behind(rows)}.
   So few steps end before elastic averages have caught up, where the score still rises steeply.
   Returns of `zoo/dqn` differ as much from seed to seed; [on all its games](games.md), workers of
-  `easgd` that play as long as one alone come to 75 to 105 % of it, those of `hybrid` to 58 to 87 %.
+  `ssgd` that play as long as one alone come to 110 to 143 % of it, those of `easgd` to 75 to 105 %
+  and of `hybrid` to 58 to 87 %.
 - {on["cpu"]}, {on["cores"]} cores, Python {on["python"]}, torch {on["torch"]}, {on["date"]}, load
   average {min(loads):.1f} to {max(loads):.1f}. Figures: `tasks.json`.
 

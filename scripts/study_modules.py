@@ -165,7 +165,11 @@ def page(results: list[Result], given: argparse.Namespace) -> str:
     return (
         f"# Context modules in the host {given.host or 'tiny'}\n\nData: {what}.\n\n"
         f"{table(results)}\n\n## Whole offsets, and {given.tune} minibatches of tuning\n\n"
-        f"{rounding(results)}\n"
+        f"{rounding(results)}\n\n"
+        "- One run of each module, test pictures; another seed moves them by a point or so. All\n"
+        "  of it: `python scripts/study_modules.py --out FOLDER`.\n\n"
+        "![Class maps of each module](modules.png)\n\n"
+        "![Where features come from](cells.png)\n"
     )
 
 
