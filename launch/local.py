@@ -239,10 +239,10 @@ def _watch(workers: list[Worker], survives: bool) -> None:
             break
         time.sleep(0.05)
     if all(worker.reported for worker in workers):
-        remedies = [worker.remedy() for worker in workers if worker.remedy()]
+        remedy = next(filter(None, (worker.remedy() for worker in workers)), "resume=auto")
         raise PeerLost(
             f"all {len(workers)} workers were killed - one must stay - do: start again with "
-            f"{(remedies or ['resume=auto'])[0]}"
+            f"{remedy}"
         )
 
 
@@ -257,8 +257,8 @@ def _say_killed(worker: Worker, workers: list[Worker], survives: bool) -> None:
     name = signal.Signals(-worker.process.returncode).name
     others = survives and any(other.process.poll() is None for other in workers)
     rest = "; the others go on" if others else ""
-    if worker.remedy():
-        rest += f" - do: {worker.remedy()}"
+    if remedy := worker.remedy():
+        rest += f" - do: {remedy}"
     print(f"dlp: worker {worker.rank} was killed ({name}){rest}", file=sys.stderr, flush=True)
 
 

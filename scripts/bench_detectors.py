@@ -242,10 +242,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin = load()
     try:
         for table, name, task in wanted(options):
+            row = measured(task, name, options)
             if not tables[table]:
-                print(head(row := measured(task, name, options)), flush=True)
-            else:
-                row = measured(task, name, options)
+                print(head(row), flush=True)
             tables[table].append(row)
             print(line(row), flush=True)
             if options.page:  # a long run that ends early leaves what it measured

@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -33,16 +34,14 @@ def main() -> None:
     given = arguments()
     torch.set_num_threads(given.threads)
     task, models = load_detector(given.run, given.device)
-    kinds = task.examples("test").kinds
+    kinds, sees = task.examples("test").kinds, partial(task.look, models)
     with torch.inference_mode():
         if given.alarm is not None:
             rows = alarms(task, models, given)
         elif kinds.states:
-            rows = judge_falls(lambda film: lambda i: task.look(models, i), given.films, given.seed)
+            rows = judge_falls(lambda film: sees, given.films, given.seed)
         else:
-            found = judge_tags(
-                lambda film: lambda i: task.look(models, i), kinds.names, given.films, given.seed
-            )
+            found = judge_tags(lambda film: sees, kinds.names, given.films, given.seed)
             rows = {"tags of films": found}
     print(json.dumps(rows) if given.json else table(rows))
 

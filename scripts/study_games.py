@@ -37,7 +37,7 @@ def train(game: str, rule: str, seed: int, folder: Path, more: Sequence[str]) ->
     """Train one game under one rule."""
     words = ["task=zoo/dqn", f"task.game={game}", f"rule={rule}", f"workers={WORKERS[rule]}"]
     words += [f"run.minibatches={WORKERS[rule] * STEPS}"]
-    return training.train([*words, f"seed={seed}", *more], folder)
+    return training.resumed([*words, f"seed={seed}", *more], folder)
 
 
 def cells(game: str, found: dict[str, Any]) -> list[str]:
@@ -91,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for game in options.games:
         for rule in options.rules:
             folder = options.runs / f"{game}-{rule}"
-            found = training.result(folder)  # of a study that was stopped
-            found = found or train(game, rule, options.seed, folder, options.more)
+            found = train(game, rule, options.seed, folder, options.more)
             results.append({**found, "game": game})
             rows.append(cells(game, found))
             print(" | ".join(rows[-1]), flush=True)

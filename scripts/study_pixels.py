@@ -75,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for seed in options.seeds:
         for name, words in FORMS.items():
             folder = options.runs / f"{name.replace(', ', '-')}-{seed}"
-            run = training.result(folder)  # of a study that was stopped
-            run = run or training.train([*words, f"seed={seed}", *options.more], folder)
+            run = training.resumed([*words, f"seed={seed}", *options.more], folder)
             found[name].append({key: run[key] for key in ("test", "seconds")})
             print(name, seed, {score: round(run["test"][score], 3) for score in SCORES}, flush=True)
     kept = {"machine": training.machine(), "runs": found}

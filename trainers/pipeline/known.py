@@ -77,12 +77,12 @@ def enrolled(
     """
     crops: list[Bytes] = []
     names: list[str] = []
-    files = pictures_in(folder)
-    for file in files:
+    files = {file: file.parent.relative_to(folder).as_posix() for file in pictures_in(folder)}
+    for file, name in files.items():
         image_HW3 = np.array(open_picture(file, "RGB"))
         crops += (faces := upright(image_HW3, look(image_HW3), side)[:1])
-        names += [file.parent.relative_to(folder).as_posix()] * len(faces)
-    for name in sorted({file.parent.relative_to(folder).as_posix() for file in files} - {*names}):
+        names += [name] * len(faces)
+    for name in sorted({*files.values()} - {*names}):
         raise UsageError(
             f"no face is found in any picture of {folder / name} - allowed: clear pictures of one "
             "face - do: add another"
