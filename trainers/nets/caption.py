@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from trainers.blocks.vocabulary import END, PAD, START
 from trainers.nets.convnet import he_init
+from trainers.nets.pool import MaxPool2d
 from trainers.nets.recurrent import open_lstm
 
 State = tuple[Tensor, Tensor]
@@ -39,7 +40,7 @@ class Looker(nn.Module):
         layers: list[nn.Module] = []
         for before, after in [*itertools.pairwise(channels), (channels[-1], channels[-1])]:
             layers += [nn.Conv2d(before, after, 3, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.BatchNorm2d(after), nn.ReLU(), MaxPool2d(2)]
         layers.pop()  # none after the last one
         flat = channels[-1] * (side >> steps) ** 2
         self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, features), nn.ReLU())

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from trainers.nets.pool import MaxPool2d
+
 CHANNELS = (16, 32, 64)
 
 
@@ -103,7 +105,7 @@ def _block(stage: int) -> nn.Sequential:
         nn.ReLU(inplace=True),
         nn.Conv2d(CHANNELS[stage], CHANNELS[stage], 3, padding=second_padding),
         nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
+        MaxPool2d(2),
     )
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainers.nets.pool import MaxPool2d
+
 GROUPS = 8
 
 
@@ -31,7 +33,7 @@ class Embedding(nn.Module):
                 nn.ReLU(),
             ]
             if number < len(widths) - 1:
-                blocks.append(nn.MaxPool2d(2))
+                blocks.append(MaxPool2d(2))
             channels = width
         self.features = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, channels, bias=False) if head else nn.Identity()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.nets.convnet import he_init
+from trainers.nets.pool import MaxPool2d
 from trainers.nets.vgg import VGG
 
 POOLS = ("pool4", "pool3")
@@ -108,8 +109,8 @@ class PatchNet(nn.Module):
         """Build the layers; ``width`` is the first convolution's, the second's is twice that."""
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, width, 3), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(width, 2 * width, 3), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(3, width, 3), nn.ReLU(), MaxPool2d(2),
+            nn.Conv2d(width, 2 * width, 3), nn.ReLU(), MaxPool2d(2),
         )  # fmt: skip
         self.hidden, self.score = nn.Linear(2 * width * 16, hidden), nn.Linear(hidden, classes)
         self.forwards = 0

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trainers.nets.backbone import Backbone, named, scaled
 from trainers.nets.convnet import he_init
+from trainers.nets.pool import MaxPool2d
 
 Made = TypeVar("Made")
 
@@ -102,7 +103,7 @@ class InceptionBlock(nn.Module):
                 _convs(before, three if reduce else three[1:], norm),
                 _convs(before, five if reduce else five[1:], norm),
                 nn.Sequential(
-                    nn.MaxPool2d(3, stride=1, padding=1), *_convs(before, [(after.pool, 1)], norm)
+                    MaxPool2d(3, stride=1, padding=1), *_convs(before, [(after.pool, 1)], norm)
                 ),
             ]
         )
@@ -138,7 +139,7 @@ class GoogLeNet(Backbone):
                 self.auxiliary[name] = _auxiliary(before, plan.side // stride, plan)
             if place in POOL_AFTER:
                 stride *= 2
-                parts.append((f"pool{place[0]}", nn.MaxPool2d(3, stride=2, ceil_mode=True)))
+                parts.append((f"pool{place[0]}", MaxPool2d(3, stride=2, ceil_mode=True)))
                 self.channels[parts[-1][0]], self.strides[parts[-1][0]] = before, stride
         self.layers = named(parts)
         self.head = nn.Sequential(
@@ -192,7 +193,7 @@ def _conv(before: int, after: int, size: int, norm: bool, stride: int = 1) -> li
 
 def _stem(inputs: int, channels: tuple[int, int], plan: Plan) -> nn.Sequential:
     first, last = channels
-    pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+    pool = MaxPool2d(3, stride=2, ceil_mode=True)
     response = [] if plan.norm else [nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)]
     begin = [*_conv(inputs, first, 3, plan.norm)]
     if not plan.small:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.nets.backbone import Backbone, named, scaled
+from trainers.nets.pool import MaxPool2d
 
 BLOCKS = {
     18: (2, 2, 2, 2),
@@ -175,7 +176,7 @@ def residual_sizes(net: nn.Module, x_BCHW: Tensor) -> dict[str, float]:
 def _stem(inputs: int, channels: int, small: bool) -> nn.Sequential:
     if small:
         return nn.Sequential(*_conv(inputs, channels, 3), nn.ReLU())
-    pool = nn.MaxPool2d(3, stride=2, padding=1)
+    pool = MaxPool2d(3, stride=2, padding=1)
     return nn.Sequential(*_conv(inputs, channels, 7, stride=2), nn.ReLU(), pool)
 
 

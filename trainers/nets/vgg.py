@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trainers.nets.backbone import Backbone, named, scaled
 from trainers.nets.convnet import he_init
+from trainers.nets.pool import MaxPool2d
 
 CONVOLUTIONS = {
     11: (1, 1, 2, 2, 2),
@@ -111,7 +112,7 @@ def _block(
         # Not in place: whoever asks for the map of the convolution gets that map.
         yield f"relu{number}_{place}", nn.ReLU()
         before = after
-    yield f"pool{number}", nn.MaxPool2d(2)
+    yield f"pool{number}", MaxPool2d(2)
 
 
 def _hidden(before: int, head: Head) -> tuple[nn.Module, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.nets.backbone import Backbone, named
+from trainers.nets.pool import MaxPool2d
 
 STAGES = ("stage2", "stage3", "stage4", "stage5")
 
@@ -75,7 +76,7 @@ class VoVNet(Backbone):
         before = plan.stem[-1]
         for number, name in enumerate(STAGES):
             inner, outer = plan.inner[number], plan.outer[number]
-            layers: list[nn.Module] = [nn.MaxPool2d(3, 2, ceil_mode=True)] if number else []
+            layers: list[nn.Module] = [MaxPool2d(3, 2, ceil_mode=True)] if number else []
             for place in range(plan.modules[number]):
                 size_of = (before, inner, outer)
                 layers.append(OneShot(size_of, plan.convs, norm, plan.depthwise, place > 0))
