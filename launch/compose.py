@@ -35,20 +35,29 @@ PLUGINS = {
     "joblib": "hydra-joblib-launcher",
 }
 """Who brings Hydra's further sweepers and launchers."""
+TOLD: set[type] = set()
+"""Dataclasses that this process has told Hydra of."""
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
 def register() -> None:
-    """Tell Hydra the schema, all tasks and all rules."""
+    """Tell Hydra the schema, all tasks and all rules, except what it has been told already."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
-    store.store(group="slurm", name="normal", node=slurm.SlurmConfig)
+    if Config not in TOLD:
+        store.store(name="schema", node=Config)
+        store.store(group="slurm", name="normal", node=slurm.SlurmConfig)
+        TOLD.add(Config)
     for name, cls in rules().items():
-        store.store(group="rule", name=name, node=named(name, cls))
+        if cls not in TOLD:
+            store.store(group="rule", name=name, node=named(name, cls))
+            TOLD.add(cls)
     for name, task in tasks().items():
+        if task in TOLD:
+            continue
         family, _, leaf = name.rpartition("/")
         group = f"task/{family}" if family else "task"
         store.store(group=group, name=leaf, node=named(name, task), package="task")
+        TOLD.add(task)
     OmegaConf.register_new_resolver("dlp.plain", lambda name: name.replace("/", "-"), replace=True)
     OmegaConf.register_new_resolver("dlp.folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("dlp.needed", needed, replace=True)

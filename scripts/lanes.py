@@ -1,10 +1,11 @@
 """Run all tests in a few lanes at once: many wait for processes, or for Slurm, not for a core.
 
-python scripts/lanes.py [WORDS FOR PYTEST]
+python scripts/lanes.py [--types] [WORDS FOR PYTEST]
 
 The tests come in pieces. A lane that is free takes the next piece; what it said is printed when it
 ends. Lanes on few cores take time from one another, so tests that failed run again, alone, before
 they count; each is named. Last comes what took how long. The exit status is 0 when all have passed.
+With --types mypy is a piece, too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "lanes"
 LANES = 4
 """Pieces at once."""
+TYPES = "mypy"
+"""The piece that checks types."""
 GUEST = "rdma"
 """The piece of all tests with this mark, which run in one guest."""
 PLACES = (
@@ -56,24 +59,26 @@ class Piece:
     """Some of the tests: runs pytest, which says what became of each, and keeps what it says."""
 
     def __init__(self, name: str, words: list[str]) -> None:
-        self.name, self.words = name, words
+        self.name = name
         self.log = BUILD / f"{name.replace('/', '.')}.log"
+        self.outcomes = self.log.with_suffix(".outcomes")
+        run = [sys.executable, "-m", TYPES]
+        self.command = run if name == TYPES else pytest(*words, "--outcomes", str(self.outcomes))
         self.process: subprocess.Popen[bytes] | None = None
         self.code, self.seconds, self.found = -1, 0.0, list[dict[str, Any]]()
 
     def run(self) -> None:
         """Run it to its end."""
         begin = time.monotonic()
-        outcomes = self.log.with_suffix(".outcomes")
-        outcomes.write_text("")
+        self.outcomes.write_text("")
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
-                pytest(*self.words, "--outcomes", str(outcomes)), cwd=ROOT, env=ONE_THREAD,
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                self.command, cwd=ROOT, env=ONE_THREAD, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
             self.code = self.process.wait()
         self.seconds = time.monotonic() - begin
-        self.found = [json.loads(line) for line in outcomes.read_text().splitlines()]
+        self.found = [json.loads(line) for line in self.outcomes.read_text().splitlines()]
 
     def end(self) -> None:
         """End it, if it runs."""
@@ -97,13 +102,14 @@ def lane(left: list[Piece], said: threading.Lock) -> None:
 
 def pytest(*words: str) -> list[str]:
     """Return the command of one run."""
-    return [sys.executable, "-m", "pytest", *words, *sys.argv[1:]]
+    return [sys.executable, "-m", "pytest", *words, *(w for w in sys.argv[1:] if w != "--types")]
 
 
 def parts() -> list[Piece]:
     """Return all pieces, longest first."""
     places = [place for place in PLACES if (ROOT / place).exists()]
-    pieces = [Piece(GUEST, ["tests", "-m", GUEST])]
+    pieces = [Piece(TYPES, [])] if "--types" in sys.argv else []
+    pieces.append(Piece(GUEST, ["tests", "-m", GUEST]))
     for place in places:
         others = [f"--ignore={one}" for one in places if one.startswith(f"{place}/")]
         pieces.append(Piece(place, [place, *others, "-m", f"not {GUEST}"]))
@@ -154,7 +160,7 @@ def main() -> int:
         worked, passed = (now - then for now, then in zip(processors(), before, strict=True))
         print(times(pieces))
         print(f"lanes: processors worked {worked / passed:.0%} of the time", flush=True)
-        codes = {piece.code for piece in pieces}
+        codes = {piece.code for piece in pieces if piece.name != TYPES}
         failed = [one["test"] for p in pieces for one in p.found if one["outcome"] == "failed"]
         if FAILED in codes <= {PASSED, FAILED} and 0 < len(failed) <= AGAIN:
             codes = {again(failed)}
@@ -166,7 +172,8 @@ def main() -> int:
             one.join(30)
         return 130
     print(f"lanes: all after {time.monotonic() - begin:.0f} s; failed at first: {len(failed)}")
-    return int(codes != {PASSED})
+    wrong = [piece.name for piece in pieces if piece.name == TYPES and piece.code]
+    return int(codes != {PASSED} or bool(wrong))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ done
 bash scripts/setup.sh
 case " $* " in *" --slow "*) bash scripts/mpich.sh ;; esac  # they run with both MPIs
 export PATH="$PWD/.venv/bin:$PATH"
+lanes=()
+case "${rest[*]}" in --slow | "--slow --long") lanes=(python scripts/lanes.py) ;; esac
 if [ "$lint" = yes ]; then
     ruff check .
     ruff format --check --quiet . || { ruff format --check . | tail -20; exit 1; }
-    mypy
+    if [ ${#lanes[@]} = 0 ]; then mypy; else lanes+=(--types); fi
 fi
-case "${rest[*]}" in --slow | "--slow --long") exec python scripts/lanes.py "${rest[@]}" ;; esac
+if [ ${#lanes[@]} != 0 ]; then exec "${lanes[@]}" "${rest[@]}"; fi
 exec python -m pytest "${rest[@]}"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from runs import weights
 from seldom import LONG
-from tinyjobs import Workers, at, settings, until
+from tinyjobs import Workers, at, judged_on, settings, until
 from torch.utils._pytree import tree_leaves
 
 from dlplatform.checkpoint import make_task
@@ -25,6 +25,7 @@ from dlplatform.seeds import derive
 from dlplatform.task import Models, Task, Terms, added, numbers, tasks
 from dlplatform.trainer import Trainer
 from dlplatform.world import World
+from trainers.blocks import classifier
 
 ROOT = Path(__file__).parents[2]
 CURVES = Path(__file__).with_name("curves.json")
@@ -34,6 +35,8 @@ SMALL = {"batch_size": 4, "utterances": 120}
 SEED, STEPS, HALF, ROUNDS, WORKERS = 3, 20, 10, 4, 2
 FEW = 1
 """Batches that jobs are judged on here: that it learns is shown by the tests of each task."""
+PICTURES = 100
+"""Of 32 x 32 pixels, that baselines and result pictures of classifiers see here."""
 PATIENCE_S = 240.0
 """Detectors take their time, beside other tests."""
 KILL = 40
@@ -150,9 +153,11 @@ def _losses(task: Task, models: Models, number: int) -> Iterator[tuple[str, torc
 
 @pytest.mark.slow
 @every_task
-def test_two_synchronous_workers_equal_one_on_both_minibatches(name: str, tmp_path: Path) -> None:
+def test_two_synchronous_workers_equal_one_on_both_minibatches(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     total = ROUNDS * WORKERS
-    length = {"minibatches": total, "eval_every": total}
+    length = {"minibatches": total, "eval_every": total, "extras": False}
     with Boxes(1) as boxes:
         config = settings(
             tmp_path, name, "ssgd", seed=SEED, run=length, cluster=at(boxes), **small(name)
@@ -166,9 +171,15 @@ def test_two_synchronous_workers_equal_one_on_both_minibatches(name: str, tmp_pa
             torch.testing.assert_close(
                 trained[f"{net}.{key}"], value.detach(), rtol=1e-3, atol=1e-5
             )
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["baselines"], "a score means nothing without baselines"
-    assert (tmp_path / "result.png").stat().st_size > 10_000
+    monkeypatch.setattr(classifier, "MOST_VALUES", PICTURES * 3 * 32 * 32)
+    task = judged_on(task_of(name, total=total), FEW)
+    for model in expected.values():
+        model.eval()
+    assert task.baselines(), "a score means nothing without baselines"
+    image = task.picture(expected)
+    assert image is not None and min(image.size) > 100
+    darkest, lightest = image.convert("L").getextrema()
+    assert lightest - darkest > 100, "a picture shows something"
 
 
 @pytest.mark.slow

@@ -70,6 +70,18 @@ def test_a_failure_counts_when_it_comes_twice(tmp_path: Path, case: str) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("text", "code"), [("one: int = 1", 0), ("one: int = 'one'", 1)])
+def test_types_are_checked_beside_the_tests(tmp_path: Path, text: str, code: int) -> None:
+    line = [*placed(tmp_path, "def test_one(): pass"), "--types"]
+    (tmp_path / "typed.py").write_text(text)
+    (tmp_path / "mypy.ini").write_text("[mypy]\nfiles = typed.py\n")
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("typed.py:1: error:" in done.stdout) == bool(code)
+    assert "lanes: mypy after" in done.stdout
+
+
+@pytest.mark.slow
 def test_lanes_that_are_stopped_leave_nothing(tmp_path: Path) -> None:
     line = placed(tmp_path, LONGEST)
     lanes = subprocess.Popen(line, stdout=subprocess.DEVNULL, cwd=tmp_path)

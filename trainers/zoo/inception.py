@@ -35,7 +35,7 @@ class InceptionPictures(Photos):
     title: ClassVar[str] = "Pictures named by GoogLeNet"
 
     batch_size: int = 32
-    minibatches: int = 1000
+    minibatches: int = 2000
     lr: float = 0.03
     width: float = 0.125
     norm: bool = True

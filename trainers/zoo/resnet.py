@@ -40,7 +40,7 @@ class ResnetPictures(Photos):
     title: ClassVar[str] = "Pictures named by ResNet"
 
     batch_size: int = 32
-    minibatches: int = 1000
+    minibatches: int = 2000
     lr: float = 0.05
     width: float = 0.5
     decay: float = 1e-4
