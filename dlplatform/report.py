@@ -246,8 +246,8 @@ def picture(
     if image is not None:
         axes["image"].imshow(image)
     figure.suptitle(
-        f"{result['task']}   rule {result['rule']}, {result['workers']} workers, "
-        f"{result['boxes']} boxes   test {result['primary']} {result['score']:.4f}"
+        f"{result['task']}   rule {result['rule']}, {result['workers']} worker(s), "
+        f"{result['boxes']} box(es)   test {result['primary']} {result['score']:.4f}"
     )
     figure.tight_layout()
     path = folder / "result.png"

@@ -56,6 +56,10 @@ stage() { # text, command...: one line when it starts, one clear line when it fa
         die "$text failed: $(grep -iE 'error|no space' "$LOG" | tail -1 | cut -c1-200) - everything it said: $LOG - do: correct that and run the same command again"
 }
 
+compile() { # pip does it on one core; some packages carry files that no Python can compile
+    "$VENV/bin/python" -m compileall -q -j 0 "$VENV"/lib/python*/site-packages || true
+}
+
 has_compiler() {
     echo '#include <pthread.h>
 int main(void) { return 0; }' | "${CC:-cc}" -x c -o /dev/null - >>"$LOG" 2>&1
@@ -91,10 +95,11 @@ if [ "$(cat "$VENV/home" 2>/dev/null)" != "$ROOT $PYTHON" ] || ! "$VENV/bin/pyth
 fi
 PIP=("$VENV/bin/python" -m pip --disable-pip-version-check --no-input)
 # shellcheck disable=SC2086  # DLP_TORCH may hold options
-stage "installing $TORCH (about 200 MB, the longest part)" "${PIP[@]}" install $TORCH
+stage "installing $TORCH (about 200 MB, the longest part)" "${PIP[@]}" install --no-compile $TORCH
 stage "installing the build tools" "${PIP[@]}" install "setuptools>=70.1"
 stage "building the kernels, installing the platform, MPI and the tests" \
-    "${PIP[@]}" install --no-build-isolation -e ".[mpi,dev]"
+    "${PIP[@]}" install --no-compile --no-build-isolation -e ".[mpi,dev]"
+stage "compiling what was installed" compile
 [ -e kernels/_native.so ] || stage "building the kernels" "$VENV/bin/python" -m kernels.build
 key >"$VENV/stamp"
 say "ready in $((SECONDS - BEGIN)) s"

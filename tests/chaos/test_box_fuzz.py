@@ -11,13 +11,16 @@ from typing import Any
 import msgpack
 import pytest
 from chaosparts.hostile import Mutator
+from seldom import LONG
 
 FUZZ = Path(__file__).parents[2] / "scripts" / "fuzz_box.py"
 KEYS = ["a" * 32, "b" * 32, "c" * 32]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [("--seed", "5"), ("--seed", "6", "--journal")])
+@pytest.mark.parametrize(
+    "words", [pytest.param(("--seed", "5"), marks=LONG), ("--seed", "6", "--journal")]
+)
 def test_thirty_thousand_frames_harm_nobody(words: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, str(FUZZ), "--frames", "30000", *words], capture_output=True, text=True,

@@ -85,6 +85,7 @@ def test_a_typo_is_one_line() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_study_writes_its_page_and_goes_on_where_it_was(tmp_path: Path) -> None:
     page, found = tmp_path / "rules.md", tmp_path / "found.json"
     page.write_text((ROOT / "docs/results/rules.md").read_text())

@@ -95,14 +95,14 @@ class DeformableRoad(Segmenter):
             load_encoder(net.encoder, self.encoder)  # type: ignore[arg-type]
         return net
 
-    def models(self) -> Models:
-        """Build the network, with the weights of another run if so configured."""
+    def begin(self, models: Models) -> str:
+        """Take the weights of the run ``start``."""
         from trainers.road.starts import continue_run
 
-        models = super().models()
-        if self.start:
-            continue_run(models, self.start)
-        return models
+        if not self.start:
+            return ""
+        continue_run(models, self.start)
+        return f"weights of {self.start}"
 
     def groups(self, models: Models) -> dict[str, Iterable[nn.Parameter]]:
         """Return all parameters, without those of offsets while these are rounded in training.
@@ -146,10 +146,13 @@ class DeformableRoad(Segmenter):
         """
         said = super().baselines()
         if self.start:
+            from trainers.blocks.alone import untrained
             from trainers.nets.deformable import set_offsets
 
-            said["start"] = said.pop("untrained")
-            models = self.models()
+            models = untrained(self)
+            self.begin(models)
+            del said["untrained"]
+            said["start"] = self.score(models, self.batches("test"))["mIoU"]
             if set_offsets(models["net"], "real"):
                 said["start, real offsets"] = self.score(models, self.batches("test"))["mIoU"]
         return said

@@ -35,7 +35,9 @@ def _seeded() -> None:
 
 def built(**settings: object) -> tuple[DeformableRoad, Models]:
     task = DeformableRoad(**settings)  # type: ignore[arg-type]
-    return task, task.models()
+    models = task.models()
+    task.begin(models)
+    return task, models
 
 
 def small(task: DeformableRoad, number: int = 0) -> tuple[Tensor, Tensor]:
@@ -150,6 +152,8 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
     _, started = built(start=saved(models, tmp_path))
     for name, tensor in weights_of(models).items():
         assert torch.equal(weights_of(started)[name], tensor)
+    gone = DeformableRoad(start=str(tmp_path / "nowhere")).models()
+    assert weights_of(gone).keys() == weights_of(models).keys(), "it is read by new runs alone"
     with pytest.raises(UsageError, match="holds no checkpoint"):
         built(start=str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="use the task settings the checkpoint was trained with"):

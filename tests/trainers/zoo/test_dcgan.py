@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from seldom import LONG
 from torch import Tensor, nn
 
 from dlplatform.checkpoint import Checkpoint, moments_of, put_weights, weights_of
@@ -224,7 +225,7 @@ def test_files_of_a_user_are_answered(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stale", [0, 2])
+@pytest.mark.parametrize("stale", [0, pytest.param(2, marks=LONG)])
 def test_it_draws_varied_digits_that_were_not_copied(stale: int) -> None:
     """With ``stale`` gradients, too: as they are when workers do not wait for each other."""
     task = DCGAN(seed=0)
