@@ -48,7 +48,7 @@ class DQN(Supervised):
     expected: ClassVar[str] = "5.7"
 
     batch_size: int = 64
-    minibatches: int = 4000
+    minibatches: int = 10_000
     lr: float = 1e-3
     game: str = "breakout"
     """breakout, racer, galaga, chain, or gym:NAME of an environment of gymnasium."""
