@@ -93,7 +93,7 @@ def page(on: dict[str, Any]) -> str:
     """Return the page of what tasks.json holds: runs, and the machine they ran on."""
     rows = on["runs"]
     loads = [row["load"] for row in rows]
-    tuned = ", ".join(f"`{name}` {rule} `{' '.join(words)}`" for (name, rule), words in TUNED.items())
+    tuned = ", ".join(f"`{n}` {rule} `{' '.join(words)}`" for (n, rule), words in TUNED.items())
     shown = sorted({row["task"] for row in rows if row["rule"] == "alone" and not row["seed"]})
     pictures = "\n\n".join(f"## {name}\n\n![{name}](tasks/{leaf(name)}.png)" for name in shown)
     return f"""# What every task learns
@@ -109,9 +109,9 @@ the data of its paper.
 - One worker makes a step of every minibatch. Two share the same number of minibatches, and the four
   of `hybrid`, in groups of two, have twice as many: in all three each worker makes half as many
   steps as one alone, and `ssgd` and a group average two minibatches in each.
-- Of another rate than their recipe's, since [a centre follows at two thirds of its workers'
-  pace](../rules.md#learning-rates): {tuned}. They were chosen by validation scores. With the rate of
-  the recipe, games take most harm of it ([all of them](games.md)).
+- [A centre follows at two thirds of the pace of two workers](../rules.md#learning-rates), which
+  games take most harm of ([all of them](games.md)). These have another rate than their recipe,
+  chosen by validation scores: {tuned}.
 - Below 95 % of `ssgd` with two workers: {behind(rows)}.
 - {on["cpu"]}, {on["cores"]} cores, Python {on["python"]}, torch {on["torch"]}, {on["date"]}, load
   average {min(loads):.1f} to {max(loads):.1f}. Figures: `tasks.json`.

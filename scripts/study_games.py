@@ -66,8 +66,8 @@ def page(rows: Sequence[Sequence[str]], games: Sequence[str], seed: int, load: f
 
 - Means of 100 test episodes, greedy play, at most 300 steps each; random play in the same number
   of episodes. A row: `dlp train task=zoo/dqn task.game=GAME rule=RULE workers=N seed={seed}` with
-  `task.minibatches={STEPS}` and `run.minibatches` of {STEPS} for each worker, so that each plays and
-  learns as long as one alone; all of them: `python scripts/study_games.py`.
+  `task.minibatches={STEPS}` and `run.minibatches` of {STEPS} for each worker, so that each plays
+  and learns as long as one alone; all of them: `python scripts/study_games.py`.
 - {date.today()}, load average {load:.1f} at the end: seconds are longer on a busy machine. They
   include the evaluations.
 - The games are our own, 16x16 pixels. They show that it learns, not what it reaches on Atari.
