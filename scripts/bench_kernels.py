@@ -39,6 +39,7 @@ from kernels.vision import (  # noqa: E402
     soft_nms,
 )
 from kernels.vision.reference import Bins, Window  # noqa: E402
+from trainers.nets.pool import MaxPool2d  # noqa: E402
 
 PAGE = ROOT / "docs" / "benchmarks" / "kernels.md"
 BOXES, ROIS, CHANNELS = 1000, 512, 256
@@ -223,9 +224,34 @@ def squeezed(repeat: int) -> Iterator[Row]:
               note="at most 20 % are claimed, D09 [0169]; counted, not measured")  # fmt: skip
 
 
+def pooling(repeat: int) -> Iterator[Row]:
+    """Measure max pooling along the channels, alone and with its gradient."""
+    rng = torch.Generator().manual_seed(5)
+
+    def pair(shape: Sequence[int], kind: Sequence[int], backward: bool) -> tuple[Work, Work]:
+        x_BCHW = torch.randn(*shape, generator=rng).requires_grad_(backward)
+        ours, theirs = MaxPool2d(*kind), torch.nn.MaxPool2d(*kind)
+        grad = torch.randn_like(theirs(x_BCHW))
+        assert torch.equal(ours(x_BCHW), theirs(x_BCHW))
+        if not backward:
+            return lambda: ours(x_BCHW), lambda: theirs(x_BCHW)
+        return (
+            lambda: torch.autograd.grad(ours(x_BCHW), x_BCHW, grad),
+            lambda: torch.autograd.grad(theirs(x_BCHW), x_BCHW, grad),
+        )
+
+    for shape, kind, what in (
+        ((32, 24, 16, 16), (3, 1, 1), "3 x 3, stride 1, of Inception"),
+        ((32, 32, 32, 32), (2,), "2 x 2, of VGG"),
+    ):
+        for backward, end in ((False, ""), (True, ", forward and backward")):
+            both = pair(shape, kind, backward)
+            yield compared("pool", f"max pooling, {what}{end}", "torch.nn", both, repeat)
+
+
 GROUPS = {
     "nms": suppression, "roi": regions, "deform": deformable, "squeezed": squeezed,
-    gpurows.GROUP: gpurows.rows,
+    "pool": pooling, gpurows.GROUP: gpurows.rows,
 }  # fmt: skip
 
 
