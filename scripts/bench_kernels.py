@@ -39,7 +39,7 @@ from kernels.vision import (  # noqa: E402
     soft_nms,
 )
 from kernels.vision.reference import Bins, Window  # noqa: E402
-from trainers.nets.pool import MaxPool2d  # noqa: E402
+from trainers.nets.convnet import MaxPool2d  # noqa: E402
 
 PAGE = ROOT / "docs" / "benchmarks" / "kernels.md"
 BOXES, ROIS, CHANNELS = 1000, 512, 256

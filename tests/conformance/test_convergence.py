@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from quadratic import Vector, cycle, descend, radius, stationary
+from tinyjobs import attach, master, place, together
+from torch import nn
 
 from dlplatform.job import Job
 from dlplatform.transports.fleet import Fleet, compute
@@ -208,3 +211,26 @@ def test_the_centre_of_synchronous_easgd_is_calmer_than_synchronous_sgd(p: int) 
 @pytest.mark.parametrize("p", [4, 16])
 def test_ssgd_has_the_variance_of_one_worker_on_all_samples(p: int) -> None:
     assert measured("ssgd", p, 0.2, 100, 8) == pytest.approx(1 / p, rel=0.04)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_a_centre_follows_at_p_of_p_plus_one_of_the_pace_of_its_workers(
+    workers: int,
+) -> None:
+    """Down one slope for everybody: p of p + 1 as fast as each worker alone."""
+    steps, first = 100, 1.0
+
+    def body(job: Job) -> float:
+        model = nn.ParameterList([nn.Parameter(torch.full((4,), first))])
+        net = attach(job, "easgd", model, partial(torch.optim.SGD, lr=1e-2))
+        for _ in range(steps):
+            net.step(model[0].sum())
+            job.cluster.clock.sleep(0.01)  # a minibatch, so that all are as fast
+        centre = float(master(net)[0])
+        net.rule.finish()
+        job.groups.clear()
+        return centre
+
+    with place("sim") as where:
+        centre = min(together(workers, where, body))
+    assert (first - centre) / (steps * 1e-2) == pytest.approx(workers / (workers + 1), abs=0.02)

@@ -203,29 +203,6 @@ def test_exchange_in_line_by_hand(transport: str) -> None:
     assert last == centre.tolist()
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_a_centre_moves_at_the_share_of_the_workers_that_the_page_of_rules_says(
-    workers: int,
-) -> None:
-    """Down one slope for everybody: p of p + 1 as fast as each worker alone."""
-    steps, first = 100, 1.0
-
-    def body(job: Job) -> float:
-        model = nn.ParameterList([nn.Parameter(torch.full((4,), first))])
-        net = attach(job, "easgd", model, partial(torch.optim.SGD, lr=1e-2))
-        for _ in range(steps):
-            net.step(model[0].sum())
-            job.cluster.clock.sleep(0.01)  # a minibatch, so that all are as fast
-        centre = float(master(net)[0])
-        net.rule.finish()
-        job.groups.clear()
-        return centre
-
-    with place("sim") as where:
-        centre = min(together(workers, where, body))
-    assert (first - centre) / (steps * 1e-2) == pytest.approx(workers / (workers + 1), abs=0.02)
-
-
 RATE = np.float32(0.125)
 
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.blocks.vocabulary import END, PAD, START
-from trainers.nets.convnet import he_init
-from trainers.nets.pool import MaxPool2d
+from trainers.nets.convnet import MaxPool2d, he_init
 from trainers.nets.recurrent import open_lstm
 
 State = tuple[Tensor, Tensor]

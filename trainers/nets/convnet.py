@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
-
-from trainers.nets.pool import MaxPool2d
 
 CHANNELS = (16, 32, 64)
 
@@ -49,6 +48,22 @@ class DeepDigitCNN(nn.Module):
         """Return logits_BK."""
         logits: Tensor = self.head(self.features(x_B1HW))
         return logits
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """As ``torch.nn.MaxPool2d``, equal to the bit, in a fraction of its time on a processor.
+
+    There torch compares the channels of a place all at once where they lie beside each other, and
+    one value after the other where they do not, which takes longer than bringing them together.
+    """
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the greatest value of every window."""
+        if x_BCHW.device.type != "cpu" or not x_BCHW.is_contiguous():
+            found: Tensor = super().forward(x_BCHW)
+            return found
+        found = super().forward(x_BCHW.contiguous(memory_format=torch.channels_last))
+        return found.contiguous()
 
 
 def he_init(net: nn.Module) -> None:

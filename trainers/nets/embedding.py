@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers.nets.pool import MaxPool2d
+from trainers.nets.convnet import MaxPool2d
 
 GROUPS = 8
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers.nets.convnet import he_init
-from trainers.nets.pool import MaxPool2d
+from trainers.nets.convnet import MaxPool2d, he_init
 from trainers.nets.vgg import VGG
 
 POOLS = ("pool4", "pool3")

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.nets.backbone import Backbone, named, scaled
-from trainers.nets.convnet import he_init
-from trainers.nets.pool import MaxPool2d
+from trainers.nets.convnet import MaxPool2d, he_init
 
 Made = TypeVar("Made")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.nets.backbone import Backbone, named, scaled
-from trainers.nets.pool import MaxPool2d
+from trainers.nets.convnet import MaxPool2d
 
 BLOCKS = {
     18: (2, 2, 2, 2),

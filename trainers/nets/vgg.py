@@ -14,8 +14,7 @@ from itertools import islice
 from torch import Tensor, nn
 
 from trainers.nets.backbone import Backbone, named, scaled
-from trainers.nets.convnet import he_init
-from trainers.nets.pool import MaxPool2d
+from trainers.nets.convnet import MaxPool2d, he_init
 
 CONVOLUTIONS = {
     11: (1, 1, 2, 2, 2),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.nets.backbone import Backbone, named
-from trainers.nets.pool import MaxPool2d
+from trainers.nets.convnet import MaxPool2d
 
 STAGES = ("stage2", "stage3", "stage4", "stage5")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.nets.pool import MaxPool2d
+from trainers.nets.convnet import MaxPool2d
 
 KINDS: list[dict[str, Any]] = [
     {"kernel_size": 2},
