@@ -48,7 +48,7 @@ def trained() -> Models:
 @pytest.fixture(scope="module")
 def longer() -> Models:
     """Three blocks, trained with augmentation: what others are held against."""
-    return train(Digits(), 800)
+    return train(Digits(), 500)
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +355,7 @@ def test_augmentation_helps_where_digits_are_distorted(longer: Models) -> None:
     task = Digits(augment=False)
     distorted = [(distort(x, n), labels) for n, (x, labels) in enumerate(task.batches("test"))]
     scores = []
-    for models in (train(task, 800), longer):
+    for models in (train(task, 500), longer):
         scores.append(task.score(models, distorted)["accuracy"])
         assert task.score(models, task.batches("test"))["accuracy"] >= 0.97
     assert scores[1] >= scores[0] + 0.02
@@ -367,7 +367,7 @@ def test_depth_helps(longer: Models) -> None:
     task = Digits(blocks=1)
     one, three = (
         task.score(models, task.batches("test"))["accuracy"]
-        for models in (train(task, 800), longer)
+        for models in (train(task, 500), longer)
     )
     assert parameter_count(DeepDigitCNN(1)) > parameter_count(DeepDigitCNN(3))
     assert three >= one
