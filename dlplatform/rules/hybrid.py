@@ -35,7 +35,10 @@ RING = 64
 @rule("hybrid")
 @dataclass
 class Hybrid(Rule):
-    """Train synchronously in groups and average the groups elastically."""
+    """Train synchronously in groups and average the groups elastically.
+
+    A single group has nobody to average with: it is ``ssgd``, unless ``rate`` is given.
+    """
 
     group_size: int | None = None
     """Workers in a group, neighbouring ranks; none: each host's workers, or 2 on one host."""
@@ -81,8 +84,10 @@ class Hybrid(Rule):
             return
         self.centre = shared_weights(job, group)
         self.staleness = Staleness(self.centre)
-        self.moving_rate = moving_rate(self.rate, len(groups))
-        self.update = UpdateThread(self._exchange, job.cluster.clock) if self.leader else None
+        self.single = len(groups) == 1 and self.rate is None
+        self.moving_rate = 0.0 if self.single else moving_rate(self.rate, len(groups))
+        leads = self.leader and not self.single
+        self.update = UpdateThread(self._exchange, job.cluster.clock) if leads else None
 
     def _exchange(self) -> None:
         difference = self.differences[self.exchanges % 2]
@@ -125,6 +130,8 @@ class Hybrid(Rule):
         if self.others:
             self.others.weights()
             return
+        if self.single:
+            return
         self._take()
         self.steps += 1
         if self.steps % self.interval == 0:
@@ -144,9 +151,11 @@ class Hybrid(Rule):
         self.taken = self.exchanges
 
     def master(self, into: int) -> None:
-        """Copy the centre."""
+        """Copy the centre; of a single group the weights that all its members hold."""
         if self.others:
             self.others.master(into)
+        elif self.single:
+            self.sync.master(into)
         else:
             self.centre.read(into)
 
@@ -167,6 +176,8 @@ class Hybrid(Rule):
         if self.update:
             self.update.join()
             self.update.end()
+        if self.single and self.leader:
+            self.centre.write(self.group.weight_address)
         self._take()
 
     def report(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 from synchronous import MAKES, STEPS, WIDE, WORKERS, equal, loss_of, train, words
-from tinyjobs import attach, place, together
+from tinyjobs import attach, master, place, together
 from tinytask import network
 from torch import Tensor
 
@@ -130,13 +130,33 @@ def test_one_group_at_rate_0_is_ssgd(fields: dict[str, Any], transport: str) -> 
         assert all(map(equal, hybrid, train(other, **fields)))
 
 
+@pytest.mark.parametrize("transport", ["inproc", "tcp"])
+def test_the_weights_of_one_group_are_the_jobs_and_stay_in_the_boxes(transport: str) -> None:
+    def body(job: Job) -> tuple[Tensor, Tensor, Tensor]:
+        net = attach(job, "hybrid", network(job.rank), MAKES["plain"], group_size=WORKERS)
+        for step in range(3):
+            mine = net.step(loss_of(net.model, step * WORKERS + job.rank))
+            assert torch.equal(master(net), mine)
+        net.rule.finish()
+        job.groups.clear()
+        job.cluster.counter("finished").add()
+        job.cluster.counter("finished").wait(WORKERS, 20.0)
+        left = torch.empty_like(mine)
+        cast(Hybrid, net.rule).centre.read(left.data_ptr())
+        return mine, master(net), left
+
+    with place(transport) as where:
+        for mine, masters, left in together(WORKERS, where, body):
+            assert torch.equal(mine, masters) and torch.equal(mine, left)
+
+
 @pytest.mark.parametrize("rule", ["easgd", "hybrid"])
 def test_the_hidden_share_of_an_elastic_exchange(rule: str) -> None:
     """An exchange of 0.1 s is hidden behind a step of 1 s, and a fifth of it behind 0.02 s."""
 
     def body(job: Job) -> float:
         fields = {"group_size": 1} if rule == "hybrid" else {}
-        net = attach(job, rule, network(0, WIDE), MAKES["plain"], **fields)
+        net = attach(job, rule, network(0, WIDE), MAKES["plain"], rate=0.9, **fields)
         for step in range(8):
             compute(job)
             net.step(loss_of(net.model, step))

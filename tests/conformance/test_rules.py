@@ -277,10 +277,11 @@ def test_three_boxes_are_one_box(rule: str, transport: str) -> None:
     assert equal(*results)
 
 
+@pytest.mark.parametrize("rate", [None, 0.0])
 @pytest.mark.parametrize("transport", ["inproc", "tcp"])
-def test_hybrid_with_one_group_and_rate_0_is_ssgd(transport: str) -> None:
+def test_hybrid_with_one_group_is_ssgd(transport: str, rate: float | None) -> None:
     with place(transport) as one, place(transport) as other:
-        hybrid = train("hybrid", one, 3, group_size=3, rate=0.0)
+        hybrid = train("hybrid", one, 3, group_size=3, rate=rate)
         ssgd = train("ssgd", other, 3)
     assert all(map(equal, hybrid, ssgd))
 
@@ -321,7 +322,7 @@ def test_members_of_a_hybrid_group_hold_equal_weights(transport: str) -> None:
         ("easgd", {"rate": 0.25}, 3, 0.25),
         ("hybrid", {"group_size": 2}, 4, 0.9 / 2),
         ("hybrid", {"group_size": 2}, 3, 0.9 / 2),
-        ("hybrid", {"group_size": 3}, 3, 0.9),
+        ("hybrid", {"group_size": 3}, 3, 0.0),
         ("hybrid", {"group_size": 1, "rate": 0.125}, 2, 0.125),
     ],
 )

@@ -45,7 +45,7 @@ class DQN(Supervised):
     primary: ClassVar[str] = "return"
     source: ClassVar[str] = "Mnih et al. 2015; Nair et al. 2015 (Gorila)"
     parameters: ClassVar[int] = 70_995
-    expected: ClassVar[str] = "5.7"
+    expected: ClassVar[str] = "16"
 
     batch_size: int = 64
     minibatches: int = 10_000
