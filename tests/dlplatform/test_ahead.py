@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,9 +62,21 @@ def readers() -> list[str]:
     return [one.name for one in threading.enumerate() if one.name.startswith("ahead")]
 
 
+MADE: list[Trainer] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_reader_is_left() -> Iterator[None]:
+    """End the threads of trainers that a test has not run to their end."""
+    yield
+    while MADE:
+        MADE.pop().ahead.pool.shutdown()
+
+
 def trainer(folder: Path, mode: dict[str, str], **more: object) -> Trainer:
     options = {"minibatches": 20, **mode}
-    return Trainer(settings(folder, "test/watched", run=options, **more), World())
+    MADE.append(Trainer(settings(folder, "test/watched", run=options, **more), World()))
+    return MADE[-1]
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

@@ -21,6 +21,7 @@ def bench(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_both_runtimes_are_measured_in_every_size(tmp_path: Path) -> None:
     files = ("--page", str(tmp_path / "page.md"), "--json", str(tmp_path / "rows.json"))
     done = bench("face/detection", "--sized-only", "--sizes", "tiny,19-slim", *QUICK, *files)

@@ -59,6 +59,7 @@ def test_figures_leave_the_warm_up_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_recipe_trains_and_one_that_fails_says_why(tmp_path: Path) -> None:
     words = ("--recipes", "sensors_full", "--minibatches", "3", "--device", "cpu")
     done = script("bench_full.py", *words, "--json", str(tmp_path / "full.json"), "run.threads=1")

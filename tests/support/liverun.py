@@ -172,10 +172,10 @@ def live(folder: Path, *words: str, **more: Any) -> Iterator[LiveRun]:
 def shared_memory(mpi: bool = False) -> set[str]:
     """Return the names in /dev/shm that no living process uses: what somebody has left behind.
 
-    Files of MPICH are left out unless asked for: jobs of tests beside this one make them, too.
+    Files of MPIs are left out unless asked for: jobs of tests beside this one make them, too.
     """
     names = set(os.listdir("/dev/shm"))
-    names -= {name for name in names if name.startswith("mpich_shm_") and not mpi}
+    names -= {name for name in names if name.startswith(("mpich_shm_", "sm_segment.")) and not mpi}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             used = (entry / "maps").read_text()
