@@ -71,10 +71,11 @@ class Hybrid(Rule):
         inside = Inside(job, self.company, self.label, self.inner)
         self.sync.meet(job, group, self.company, self.label, inside)
         self.cluster = inside.cluster
+        self.single = len(groups) == 1 and self.rate is None and self.between == "easgd"
         # Two, in turn: the leader may fill one while a slow member still reads the other.
         self.differences = [
             self.cluster.buffer(f"{self.label}/difference/{n}", group.length, self.leader)
-            for n in range(2)
+            for n in range(0 if self.single else 2)
         ]
         self.ready = self.cluster.counter(f"{self.label}/ready")
         self.dealt = self.cluster.counter(f"{self.label}/dealt")
@@ -82,9 +83,8 @@ class Hybrid(Rule):
         self.others = None if self.between == "easgd" else Leaders(self, job, groups)
         if self.others:
             return
-        self.centre = shared_weights(job, group)
+        self.centre = self.sync.weight = shared_weights(job, group)
         self.staleness = Staleness(self.centre)
-        self.single = len(groups) == 1 and self.rate is None
         self.moving_rate = 0.0 if self.single else moving_rate(self.rate, len(groups))
         leads = self.leader and not self.single
         self.update = UpdateThread(self._exchange, job.cluster.clock) if leads else None
@@ -169,6 +169,9 @@ class Hybrid(Rule):
 
     def finish(self) -> None:
         """Complete the last exchange and end the update thread."""
+        if self.single:
+            self.sync.finish()
+            return
         self.sync.end()
         if self.others:
             self.others.finish()
@@ -176,8 +179,6 @@ class Hybrid(Rule):
         if self.update:
             self.update.join()
             self.update.end()
-        if self.single and self.leader:
-            self.centre.write(self.group.weight_address)
         self._take()
 
     def report(self) -> dict[str, float]:
