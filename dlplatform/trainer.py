@@ -209,7 +209,7 @@ class Trainer:
 
     def step(self, number: int) -> float:
         """Train one step: this minibatch, and with run.accumulate the next few claimed."""
-        torch.manual_seed(derive(self.seed, "minibatch", number))
+        device.reseed(derive(self.seed, "minibatch", number))
         self.set_rates()
         for model in self.models.values():
             model.train()
@@ -278,7 +278,7 @@ class Trainer:
             group.final = False
         value = 0.0
         for one in claimed:
-            torch.manual_seed(derive(self.seed, "minibatch", one))
+            device.reseed(derive(self.seed, "minibatch", one))
             for (_, terms), last in with_last(self._losses(one)):
                 for group, _ in self.groups.values():
                     group.final = last and one == claimed[-1] and not self.run.clip

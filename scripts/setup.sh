@@ -43,9 +43,11 @@ find_python() {
 apt_install() { # only root may; everybody else is told the line
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
     say "apt-get install $*"
-    { DEBIAN_FRONTEND=noninteractive apt-get update &&
-      DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
-    } >>"$LOG" 2>&1 </dev/null
+    { apt update && apt install -y --no-install-recommends "$@"; } >>"$LOG" 2>&1 </dev/null
+}
+
+apt() { # one script at a time
+    DEBIAN_FRONTEND=noninteractive flock /etc/apt apt-get -o DPkg::Lock::Timeout=300 "$@"
 }
 
 stage() { # text, command...: one line when it starts, one clear line when it fails

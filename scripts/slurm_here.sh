@@ -3,6 +3,7 @@
 #   bash scripts/slurm_here.sh up FOLDER [NODES=4] [PROCESSORS=2]   start; prints what to export
 #   bash scripts/slurm_here.sh node FOLDER NAME                     start one node again
 #   bash scripts/slurm_here.sh down FOLDER                          stop
+#   bash scripts/slurm_here.sh install                              only what is missing
 # Each node is a slurmd with a name of its own (n1, n2, ...) on loopback. Slurm and munge are
 # installed if they are missing and this is root on Debian. SLURM_HERE_TIMEOUT: seconds after which a
 # silent node counts as lost (default 30). SLURM_HERE_PREFIX: command in front of a node's slurmd.
@@ -13,6 +14,10 @@ die() { # what failed - allowed - do
     exit 3
 }
 
+apt() { # one script at a time
+    DEBIAN_FRONTEND=noninteractive flock /etc/apt apt-get -o DPkg::Lock::Timeout=300 "$@"
+}
+
 need() {
     command -v slurmctld >/dev/null && command -v slurmd >/dev/null &&
         command -v sbatch >/dev/null && command -v munged >/dev/null && return
@@ -20,9 +25,8 @@ need() {
         die "no Slurm here - do: apt-get install -y slurm-wlm munge libpmix-dev, as root"
     echo "slurm_here: apt-get install slurm-wlm munge libpmix-dev" >&2
     # libpmix-dev: its libpmix.so is what srun --mpi=pmix opens
-    { DEBIAN_FRONTEND=noninteractive apt-get update &&
-      DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        slurm-wlm munge libpmix-dev; } >/tmp/slurm_here.$$ 2>&1 </dev/null ||
+    { apt update && apt install -y --no-install-recommends slurm-wlm munge libpmix-dev; } \
+        >/tmp/slurm_here.$$ 2>&1 </dev/null ||
         die "apt-get failed: $(tail -1 /tmp/slurm_here.$$) - everything it said: /tmp/slurm_here.$$"
     rm -f /tmp/slurm_here.$$
 }
@@ -136,7 +140,8 @@ down() {
     rm -f "$D/slurm.conf"
 }
 
-[ $# -ge 2 ] || { sed -n '2,5p' "$0" >&2; exit 2; }
+if [ "$*" = install ]; then need; exit; fi
+[ $# -ge 2 ] || { sed -n '2,6p' "$0" >&2; exit 2; }
 mkdir -p "$2"
 D=$(readlink -f "$2")
 export SLURM_CONF=$D/slurm.conf
@@ -144,5 +149,5 @@ case $1 in
     up) up "${3:-4}" "${4:-2}" ;;
     node) node "${3:?name of a node}" ;;
     down) down ;;
-    *) die "$1 is not a command - allowed: up, node, down" ;;
+    *) die "$1 is not a command - allowed: up, node, down, install" ;;
 esac

@@ -10,11 +10,16 @@ rest=()
 for word in "$@"; do
     if [ "$word" = --no-lint ]; then lint=no; else rest+=("$word"); fi
 done
+lanes=()
+case "${rest[*]}" in --slow | "--slow --long") lanes=(python scripts/lanes.py) ;; esac
+prepare() { # while pip keeps one processor busy; what goes wrong is told by the tests that need it
+    bash scripts/slurm_here.sh install
+    compgen -G "/sys/class/infiniband/*" || bash scripts/rdma_vm/build.sh
+}
+if [ ${#lanes[@]} != 0 ]; then prepare >/dev/null 2>&1 & fi
 bash scripts/setup.sh
 case " $* " in *" --slow "*) bash scripts/mpich.sh ;; esac  # they run with both MPIs
 export PATH="$PWD/.venv/bin:$PATH"
-lanes=()
-case "${rest[*]}" in --slow | "--slow --long") lanes=(python scripts/lanes.py) ;; esac
 if [ "$lint" = yes ]; then
     ruff check .
     ruff format --check --quiet . || { ruff format --check . | tail -20; exit 1; }

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from dlplatform.device import reseed
 from dlplatform.errors import PeerLost
 from dlplatform.pipeline.channel import Channel
 from dlplatform.pipeline.pieces import pieces, samples
@@ -171,7 +172,7 @@ class Stage:
             yield ticket, source.requires_grad_()
 
     def _load(self, number: int) -> Batch:
-        torch.manual_seed(derive(self.trainer.seed, "minibatch", number))
+        reseed(derive(self.trainer.seed, "minibatch", number))
         return self.trainer.ahead.read(number)
 
     def _end(self, ticket: Ticket) -> None:
@@ -183,7 +184,7 @@ class Stage:
     def _forward(self, ticket: Ticket, source: Tensor) -> None:
         path = ("minibatch", ticket.number, self.cut.stage, ticket.piece)
         loss = self._loss(ticket) if self.last else None
-        torch.manual_seed(derive(self.trainer.seed, *path))
+        reseed(derive(self.trainer.seed, *path))
         with self.trainer.autocast:
             result = self._compute(source)
             result = result if loss is None else loss(result)

@@ -24,7 +24,9 @@ quietly() { # text, command...
         die "$1 failed: $(tail -1 "$LOG" | cut -c1-200) - everything it said: $LOG - do: correct that and run the same command again"
 }
 
-apt() { DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 "$@"; }
+apt() { # one script at a time
+    DEBIAN_FRONTEND=noninteractive flock /etc/apt apt-get -o DPkg::Lock::Timeout=300 "$@"
+}
 
 missing() {
     local name

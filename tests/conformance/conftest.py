@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import hands
-from places import APART, BOXES, OPEN_S, TESTED, TRANSPORTS, Open, Place, connect, each
+from places import APART, OPEN_S, TESTED, Open, Place, connect, each, standing
 
 from dlplatform.memorybox.cluster import Cluster
 
@@ -26,15 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", params=each(TESTED))
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with TRANSPORTS[request.param](BOXES) as started:
-        yield started
+def place(request: pytest.FixtureRequest) -> Place:
+    return standing(request.param)
 
 
 @pytest.fixture(scope="session", params=each(APART))
-def apart(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with TRANSPORTS[request.param](2) as started:
-        yield started
+def apart(request: pytest.FixtureRequest) -> Place:
+    return standing(request.param)
 
 
 numbers = itertools.count()

@@ -42,7 +42,7 @@ from dlplatform.memorybox.session import DIED, JOINED, LEFT
 from kernels import cpu
 
 SOON_S = 0.3 * PATIENCE
-CLAIMS, ROUNDS = (60, 3) if GUEST else (300, 10)
+CLAIMS, CLAIMANTS, ROUNDS = (60, 2, 3) if GUEST else (300, 4, 10)
 
 
 # -- counters, events, notices, locks --------------------------------------------------------
@@ -68,7 +68,7 @@ CLAIM = f"""
 def main(cluster, rank):
     counter, taken = cluster.counter("n"), []
     cluster.counter("ready").add()
-    cluster.counter("ready").wait(4, 60)
+    cluster.counter("ready").wait({CLAIMANTS}, 60)
     while (seen := counter.value) < {CLAIMS}:
         if counter.swap(seen, seen + 1) == seen:
             taken.append(seen)
@@ -78,7 +78,7 @@ def main(cluster, rank):
 
 def test_compare_and_swap_hands_out_every_number_once(place: Place, job: str, join: Open) -> None:
     join()  # keeps the job while workers come and go
-    workers = [Worker(place, job, CLAIM, rank) for rank in range(4)]
+    workers = [Worker(place, job, CLAIM, rank) for rank in range(CLAIMANTS)]
     taken = [worker.result() for worker in workers]
     assert sorted(itertools.chain(*taken)) == list(range(CLAIMS))
 

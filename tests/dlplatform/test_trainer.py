@@ -111,6 +111,16 @@ def test_a_run_repeats_bit_by_bit_and_depends_on_the_seed(tmp_path: Path) -> Non
     assert not equal(weights(tmp_path / "one"), weights(tmp_path / "other"))
 
 
+def test_a_step_traces_no_stacks_for_devices_that_are_not_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``torch.manual_seed`` does, each time for each kind of device."""
+    traced: list[int] = []
+    monkeypatch.setattr("traceback.format_stack", lambda *_: traced.append(1) or [])
+    alone(tmp_path, 40)
+    assert len(traced) < 40
+
+
 def test_clip_bounds_the_norm_of_each_step(tmp_path: Path) -> None:
     alone(tmp_path / "free", 1, optimizer_name="plain", lr=1.0)
     alone(tmp_path / "clipped", 1, optimizer_name="plain", lr=1.0, run={"clip": 0.01})

@@ -12,6 +12,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_parallel.py"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_jobs_at_once_and_divided_ones_end_as_in_turn(tmp_path: Path) -> None:
     page = tmp_path / "parallel.md"
     line = [sys.executable, str(SCRIPT), "--quick", "--force", "--page", str(page)]

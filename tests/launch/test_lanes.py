@@ -45,7 +45,8 @@ CASES = {
 
 def placed(folder: Path, launch: str) -> list[str]:
     """Put lanes with little to do into a folder; return their command."""
-    for name in ("scripts/lanes.py", "tests/conftest.py", "tests/support/guest.py"):
+    names = "pyproject.toml", "scripts/lanes.py", "tests/conftest.py", "tests/support/guest.py"
+    for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     (folder / "tests" / "launch").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -111,6 +112,14 @@ APART = [name for name in TESTED if name != "inproc"]
 def each(names: Iterable[str]) -> list[Any]:
     """Return names of transports as parameters: one that needs a device is marked so."""
     return [pytest.param(n, marks=pytest.mark.rdma) if n == "verbs" else n for n in names]
+
+
+@cache
+def standing(transport: str) -> Place:
+    """Return boxes that stand for all tests of this process: tests must leave them as they were."""
+    started = ExitStack()
+    atexit.register(started.close)
+    return started.enter_context(TRANSPORTS[transport](BOXES))
 
 
 Open = Callable[..., Cluster]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from places import Place, Worker, at, connect, content, made, random
+from places import Place, Worker, at, connect, content, made, random, standing
 
 from dlplatform.errors import BoxError, PeerLost
 from dlplatform.memorybox import wire
@@ -37,12 +37,6 @@ LENGTH = 2 * cpu.CHUNK + 70_001
 rdma = pytest.mark.rdma
 
 
-@pytest.fixture(scope="module")
-def boxes() -> Iterator[Boxes]:
-    with Boxes(2, "verbs") as started:
-        yield started
-
-
 @pytest.fixture
 def opened() -> Iterator[ExitStack]:
     with ExitStack() as stack:
@@ -50,8 +44,8 @@ def opened() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def place(boxes: Boxes) -> Place:
-    return Place("verbs", boxes.addresses, boxes.secret, boxes.processes)
+def place() -> Place:
+    return standing("verbs")
 
 
 def joined(place: Place, opened: ExitStack, job: str, boxes: int = 2) -> Cluster:

@@ -18,8 +18,9 @@ from trainers.nets.convnet import parameter_count
 from trainers.nets.recurrent import RowLSTM
 from trainers.zoo.digits import Digits
 
-WHOLE = {"cnn": 0.91, "lstm": 0.83}
-"""What 400 minibatches reach at least, whole or in stages (see docs/model_parallel.md)."""
+WHOLE = {"cnn": 0.88, "lstm": 0.80}
+"""What 400 minibatches reach at least, whole or in stages: 0.90 to 0.93 of one kind of processor or
+another (see docs/model_parallel.md)."""
 
 
 @pytest.mark.parametrize("net", ["cnn", "lstm"])
