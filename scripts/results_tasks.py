@@ -61,7 +61,7 @@ def run(name: str, rule: str, seed: int, folder: Path, more: Sequence[str]) -> d
     if rule in LONGER and not more:
         words += [f"run.minibatches={LONGER[rule] * length(name)}"]
     found = train(words, folder / f"{leaf(name)}-{rule}-{seed}")
-    return {key: found[key] for key in KEPT}
+    return {**{key: found[key] for key in KEPT}, "cpu": machine()["cpu"]}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -89,6 +89,14 @@ def behind(rows: Sequence[dict[str, Any]]) -> str:
     return ", ".join(found) or "none"
 
 
+def processors(rows: Sequence[dict[str, Any]]) -> str:
+    """Return what the tasks were trained on; the kind that most have without their names."""
+    on = {cpu: sorted({row["task"] for row in rows if row["cpu"] == cpu})
+          for cpu in {row["cpu"] for row in rows}}  # fmt: skip
+    most, *others = sorted(on, key=lambda cpu: -len(on[cpu]))
+    return "; ".join([most, *(f"{', '.join(f'`{n}`' for n in on[cpu])}: {cpu}" for cpu in others)])
+
+
 def page(on: dict[str, Any]) -> str:
     """Return the page of what tasks.json holds: runs, and the machine they ran on."""
     rows = on["runs"]
@@ -113,8 +121,8 @@ the data of its paper.
   games take most harm of ([all of them](games.md)). These have another rate than their recipe,
   chosen by validation scores: {tuned}.
 - Below 95 % of `ssgd` with two workers: {behind(rows)}.
-- {on["cpu"]}, {on["cores"]} cores, Python {on["python"]}, torch {on["torch"]}, {on["date"]}, load
-  average {min(loads):.1f} to {max(loads):.1f}. Figures: `tasks.json`.
+- {on["cores"]} cores of {processors(rows)}; Python {on["python"]}, torch {on["torch"]},
+  {on["date"]}, load average {min(loads):.1f} to {max(loads):.1f}. Figures: `tasks.json`.
 
 Pictures are of the run of one worker with seed 0.
 

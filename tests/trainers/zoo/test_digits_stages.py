@@ -19,7 +19,7 @@ from trainers.nets.recurrent import RowLSTM
 from trainers.zoo.digits import Digits
 
 WHOLE = {"cnn": 0.88, "lstm": 0.80}
-"""What 400 minibatches reach at least, whole or in stages: 0.90 to 0.93 of one kind of processor or
+"""What 400 minibatches reach at least, whole or in stages: 0.90 on one kind of processor, 0.94 on
 another (see docs/model_parallel.md)."""
 
 
