@@ -12,11 +12,11 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from dlplatform.errors import UsageError, closest
+from dlplatform.plugins import plugins
 
 
 @dataclass
@@ -170,7 +170,7 @@ def named(name: str, cls: type) -> type:
 
 def launchers() -> dict[str, Any]:
     """Return the entry points of all launchers by name."""
-    return {entry.name: entry for entry in entry_points(group="dlplatform.launchers")}
+    return {entry.name: entry for entry in plugins("launchers")}
 
 
 @dataclass(frozen=True)

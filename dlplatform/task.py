@@ -9,11 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from dlplatform.errors import UsageError, closest
+from dlplatform.plugins import plugins
 
 if TYPE_CHECKING:
     import torch
@@ -224,7 +224,7 @@ def task(name: str) -> Callable[[T], T]:
 
 def tasks() -> dict[str, type[Task]]:
     """Return every registered task: the project's own and those of installed packages."""
-    for entry in entry_points(group="dlplatform.tasks"):
+    for entry in plugins("tasks"):
         entry.load()
     return dict(sorted(_REGISTRY.items()))
 

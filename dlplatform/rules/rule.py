@@ -9,10 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from dlplatform.errors import UsageError, closest
+from dlplatform.plugins import plugins
 
 if TYPE_CHECKING:
     from dlplatform.flat import FlatGroup
@@ -96,7 +96,7 @@ def rules() -> dict[str, type[Rule]]:
     """Return every registered rule: the platform's own and those of installed packages."""
     import dlplatform.rules  # noqa: F401  registers the platform's own
 
-    for entry in entry_points(group="dlplatform.rules"):
+    for entry in plugins("rules"):
         entry.load()
     return dict(sorted(_REGISTRY.items()))
 

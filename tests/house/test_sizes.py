@@ -13,7 +13,7 @@ PARAMETERS, CORE = 6, 7100
 TRAINER = range(80, 251)
 FEWEST, MOST, LEVELS = 2, 12, 3
 ROOMY = {  # one file a noun, a rule, a system
-    **{"dlplatform": 23, "memorybox": 33, "rules": 24, "launch": 13},
+    **{"dlplatform": 24, "memorybox": 33, "rules": 24, "launch": 13},
     **{"blocks": 39, "nets": 30, "data": 32, "synth": 26, "pictures": 18, "scores": 14, "zoo": 26},
 }
 FAMILIES = ("dlplatform/rules/", "dlplatform/transports/")  # one file each, any number
