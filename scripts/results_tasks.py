@@ -92,7 +92,7 @@ def behind(rows: Sequence[dict[str, Any]]) -> str:
 def processors(rows: Sequence[dict[str, Any]]) -> str:
     """Return what the tasks were trained on; the kind that most have without their names."""
     on = {cpu: sorted({row["task"] for row in rows if row["cpu"] == cpu})
-          for cpu in {row["cpu"] for row in rows}}  # fmt: skip
+          for cpu in sorted({row["cpu"] for row in rows})}  # fmt: skip
     most, *others = sorted(on, key=lambda cpu: -len(on[cpu]))
     return "; ".join([most, *(f"{', '.join(f'`{n}`' for n in on[cpu])}: {cpu}" for cpu in others)])
 

@@ -133,13 +133,13 @@ def open_transport(uri: str, entrance: Entrance) -> Transport:
         "verbs": open_verbs,
     }
     scheme, given, _ = uri.partition("://")
-    others: set[str] = set()
+    others: dict[str, Any] = {}
     if scheme not in known:
-        from importlib.metadata import entry_points  # not loaded for nothing: a box starts fast
+        from dlplatform.plugins import plugins  # not loaded for nothing: a box starts fast
 
-        others = entry_points(group="dlplatform.transports").names
-        for entry in entry_points(group="dlplatform.transports", name=scheme):
-            known[scheme] = entry.load()
+        others = {entry.name: entry for entry in plugins("transports")}
+        if scheme in others:
+            known[scheme] = others[scheme].load()
     if scheme not in known or not given:
         allowed = ", ".join(f"{name}://" for name in sorted({*known, *others}))
         raise UsageError(

@@ -350,7 +350,6 @@ def test_example_fits_the_network() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_augmentation_helps_where_digits_are_distorted(longer: Models) -> None:
     """C1-5: the same budget with and without augmentation, on clean and distorted test digits."""
     task = Digits(augment=False)

@@ -18,9 +18,9 @@ from trainers.nets.convnet import parameter_count
 from trainers.nets.recurrent import RowLSTM
 from trainers.zoo.digits import Digits
 
-WHOLE = {"cnn": 0.88, "lstm": 0.80}
-"""What 400 minibatches reach at least, whole or in stages: 0.90 on one kind of processor, 0.94 on
-another (see docs/model_parallel.md)."""
+WHOLE = {"cnn": 0.88, "lstm": 0.83}
+"""What 400 minibatches reach at least, whole or in stages; CNNs in 2x2: 0.90 on one kind of
+processor, 0.94 on another (see docs/model_parallel.md)."""
 
 
 @pytest.mark.parametrize("net", ["cnn", "lstm"])
@@ -72,9 +72,7 @@ def test_the_lstm_has_as_many_parameters_as_it_says() -> None:
         pytest.param(["rule=alone"], id="whole", marks=LONG),
         pytest.param(["rule=alone", "workers=2", "stages=2"], id="1f1b", marks=LONG),
         pytest.param(
-            ["rule=alone", "workers=2", "stages=2", "pipeline.schedule=async"],
-            id="async",
-            marks=LONG,
+            ["rule=alone", "workers=2", "stages=2", "pipeline.schedule=async"], id="async"
         ),
         pytest.param(["rule=ssgd", "workers=4", "stages=2"], id="2x2"),
     ],
