@@ -99,6 +99,15 @@ class Stage:
             stderr=open(self.folder / f"complaint-{self.came}", "w"), text=True,  # noqa: SIM115
         )  # fmt: skip
 
+    def begun(self, within_s: float = 60.0) -> None:
+        """Wait until every worker has written something down: what starts is not yet at work."""
+        end = time.monotonic() + within_s
+        ledgers = [self.folder / f"ledger-{number + 1}" for number in range(self.came)]
+        while not all(ledger.exists() and ledger.stat().st_size for ledger in ledgers):
+            if time.monotonic() > end:
+                raise SystemExit(f"not all workers were at work after {within_s:.0f} s")
+            time.sleep(0.02)
+
     def finish(self) -> None:
         """Let the workers end after what they are doing."""
         for worker in self.workers.values():
@@ -158,6 +167,7 @@ def perform(transport: str, options: argparse.Namespace, seconds: float, folder:
             stage.spawn(slot)
         observer = stage.connect()
         stack.callback(observer.close)
+        stage.begun()
         scene = Scene(stage.boxes, stage.relays, stage.workers, stage.spawn, observer)
         torment = Torment(scene, rng, stage.lasting)
         told = begin = time.monotonic()

@@ -124,12 +124,18 @@ def again(failed: list[str]) -> int:
 
 
 def times(pieces: list[Piece]) -> str:
-    """Return how long the pieces took, and the slowest tests (a guest's wait for it, not told)."""
-    took = [(piece.seconds, piece.name) for piece in pieces]
-    here = [one for piece in pieces if piece.name != GUEST for one in piece.found]
-    tests = sorted(((one["seconds"], one["test"]) for one in here), reverse=True)
-    rows = [*sorted(took, reverse=True), *tests[:SLOWEST]]
-    return "\n".join(f"lanes: {seconds:6.1f} s  {name}" for seconds, name in rows)
+    """Return how long the pieces took, and what work; then the tests with the most work.
+
+    The guest's work is not told: it is that of a process nobody waits for.
+    """
+    lines = ["lanes: seconds, seconds of a processor, name"]
+    found = [one for piece in pieces for one in piece.found]
+    most = sorted(found, key=lambda one: one["processor_s"], reverse=True)[:SLOWEST]
+    rows = [(p.seconds, sum(one["processor_s"] for one in p.found), p.name) for p in pieces]
+    rows = [*sorted(rows, reverse=True)]
+    rows += [(one["seconds"], one["processor_s"], one["test"]) for one in most]
+    lines += [f"lanes: {took:7.1f} {work:7.1f}  {name}" for took, work, name in rows]
+    return "\n".join(lines)
 
 
 def processors() -> tuple[int, int]:

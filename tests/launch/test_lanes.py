@@ -65,7 +65,7 @@ def test_a_failure_counts_when_it_comes_twice(tmp_path: Path, case: str) -> None
     assert done.returncode == code, done.stdout + done.stderr
     assert words in done.stdout
     assert len(re.findall(r"test_rest.py::test_rest PASSED", done.stdout)) == 1, "in one piece"
-    took = re.findall(r"^lanes: +[\d.]+ s  (.+)$", done.stdout, re.M)
+    took = re.findall(r"^lanes: +[\d.]+ +[\d.]+  (.+)$", done.stdout, re.M)
     assert {*took[:3]} == {"rdma", "tests/launch", "tests"}
     assert "tests/test_rest.py::test_rest" in took[3:]
 

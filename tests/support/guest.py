@@ -35,13 +35,21 @@ def has_device() -> bool:
     return devices.is_dir() and any(devices.iterdir())
 
 
+def processor_s() -> float:
+    """Return the processor time of this process and of those it has waited for, in seconds."""
+    return sum(os.times()[:4])
+
+
 class Outcomes:
     """Writes a line of JSON for every test: in the guest."""
 
     def __init__(self, file: Path) -> None:
         self.file = file.open("a", buffering=1)
         self.worst: pytest.TestReport | None = None
-        self.seconds = 0.0
+        self.seconds = self.before = 0.0
+
+    def pytest_runtest_logstart(self) -> None:
+        self.before = processor_s()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         worst = self.worst
@@ -53,6 +61,7 @@ class Outcomes:
             text = worst.longrepr[2] if worst.outcome == "skipped" else worst.longreprtext
             found = {"test": worst.nodeid, "outcome": worst.outcome, "text": text}
             found["seconds"] = round(self.seconds, 2)
+            found["processor_s"] = round(processor_s() - self.before, 2)
             self.file.write(json.dumps(found) + "\n")
 
 
