@@ -79,9 +79,10 @@ PAGES = {
         (("FOLDER", "of a sweep that has run, or still runs: multirun/TASK/TIME"),),
     ),
     "eval": (
-        "dlp eval run=FOLDER [split=test] [which=latest] [device=cpu] [--json]",
+        "dlp eval run=FOLDER|task=NAME [split=test] [which=latest] [device=cpu] [--json]",
         (
             ("run", "folder of a finished or stopped run"),
+            ("task", "instead: the newest run of this task in outputs or multirun"),
             ("split", "train, val or test"),
             ("which", "best or latest checkpoint"),
             ("device", "auto (a GPU if there is one), cpu, cuda or cuda:N"),
@@ -89,9 +90,10 @@ PAGES = {
         ),
     ),
     "predict": (
-        "dlp predict run=FOLDER FILE... [which=latest] [device=cpu] [--json]",
+        "dlp predict run=FOLDER|task=NAME FILE... [which=latest] [device=cpu] [--json]",
         (
             ("run", "folder of a finished or stopped run"),
+            ("task", "instead: the newest run of this task in outputs or multirun"),
             (
                 "FILE",
                 "what the task takes: images for zoo/digits; or a folder of pictures",
@@ -102,9 +104,10 @@ PAGES = {
         ),
     ),
     "export": (
-        "dlp export run=FOLDER FILE.onnx [which=latest] [--json]",
+        "dlp export run=FOLDER|task=NAME FILE.onnx [which=latest] [--json]",
         (
             ("run", "folder of a finished or stopped run"),
+            ("task", "instead: the newest run of this task in outputs or multirun"),
             ("FILE.onnx", "to write; detectors take the pixels of a picture, others their example"),
             ("which", "best or latest checkpoint"),
             ("--json", "print JSON instead of a table"),

@@ -1,8 +1,12 @@
-"""The verbs ``eval``, ``predict`` and ``export``: use what a run saved."""
+"""The verbs ``eval``, ``predict`` and ``export``: use what a run saved.
+
+``run=FOLDER`` names it; ``task=NAME`` stands for the newest one of that task here.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +21,16 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 WHICH = ("best", "latest")
-SAVED = {"run": "", "which": "latest", "device": "cpu"}
+CHOICE = {"run": "", "task": "", "which": "latest"}
+SAVED = {**CHOICE, "device": "cpu"}
+HOMES = ("outputs", "multirun")
+"""Folders here that hold runs, unless run.dir said otherwise."""
 CELL = 160
 """Characters of an answer in a table."""
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Run ``dlp eval run=FOLDER [split=test] [which=latest] [device=cpu] [--json]``."""
+    """Run ``dlp eval run=FOLDER|task=NAME [split=test] [which=latest] [device=cpu] [--json]``."""
     given, files, as_json = _arguments(argv, {**SAVED, "split": "test"})
     if files:
         raise UsageError(
@@ -45,7 +52,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def predict(argv: Sequence[str]) -> int:
-    """Run ``dlp predict run=FOLDER FILE... [which=latest] [device=cpu] [--json]``.
+    """Run ``dlp predict run=FOLDER|task=NAME FILE... [which=latest] [device=cpu] [--json]``.
 
     A folder among the files stands for the pictures in it.
     """
@@ -66,8 +73,8 @@ def predict(argv: Sequence[str]) -> int:
 
 
 def export(argv: Sequence[str]) -> int:
-    """Run ``dlp export run=FOLDER FILE.onnx [which=latest] [--json]``."""
-    given, files, as_json = _arguments(argv, {"run": "", "which": "latest"})
+    """Run ``dlp export run=FOLDER|task=NAME FILE.onnx [which=latest] [--json]``."""
+    given, files, as_json = _arguments(argv, CHOICE)
     if len(files) != 1 or Path(files[0]).suffix != ".onnx" or not Path(files[0]).parent.is_dir():
         raise UsageError(
             f"dlp export {' '.join(files)} - allowed: one FILE.onnx in a folder that exists - do: "
@@ -132,15 +139,20 @@ def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
 
 def _load(given: dict[str, str]) -> tuple[Task, Models, torch.device]:
     """Return the task, its networks on the device that is asked for, and the device."""
-    folder, wanted = given["run"], given["device"]
+    wanted = given["device"]
     if not CHECKS["run.device"].passes(wanted):
         raise UsageError(
             f"device={wanted} cannot work - allowed: {CHECKS['run.device'].allowed} - do: choose"
         )
     _one_of("which", given["which"], WHICH)
-    if not folder or not Path(folder).is_dir():
+    if given["task"] and not given["run"]:
+        given["run"] = str(_newest(given["task"]))
+        print(f"run={given['run']}", file=sys.stderr)
+    folder = given["run"]
+    if not Path(folder or " ").is_dir():
         raise UsageError(
-            f"run={folder} is not a folder - allowed: the folder of a run - do: ls outputs/*/*"
+            f"run={folder} is not a folder - allowed: the folder of a run, or task=NAME for the "
+            "newest one of a task - do: ls outputs/*/*"
         )
     from dlplatform.checkpoint import load_models
     from dlplatform.device import choose
@@ -149,6 +161,31 @@ def _load(given: dict[str, str]) -> tuple[Task, Models, torch.device]:
     where = choose(wanted, World(), setting="device")
     task, models = load_models(folder, given["which"])
     return task, {name: model.to(where) for name, model in models.items()}, where
+
+
+def _newest(name: str) -> Path:
+    """Return the run of a task, below this folder, whose last checkpoint is the newest one."""
+    from dlplatform.task import find_task
+
+    find_task(name)
+    found = [
+        state for home in HOMES for state in Path(home).rglob("checkpoints/latest/state.json")
+        if _task_of(state) == name
+    ]  # fmt: skip
+    if not found:
+        raise UsageError(
+            f"task={name} has no run in {' or '.join(HOMES)} - allowed: a task that was trained "
+            f"here - do: dlp train task={name}, or run=FOLDER"
+        )
+    return max(found, key=lambda state: state.stat().st_mtime).parents[2]
+
+
+def _task_of(state: Path) -> str:
+    """Return whose checkpoint it is; none, when it cannot be read."""
+    try:
+        return str(json.loads(state.read_text())["settings"]["task"]["name"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def _short(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import wave
 from collections.abc import Callable
@@ -67,6 +68,30 @@ def test_a_folder_of_digits_gets_an_answer_each(
         digit.save(tmp_path / "digits" / f"{number}.png")
     found = answers(capsys, run, str(tmp_path / "digits"))
     assert len(found) == 3 and all(0 <= one["digit"] <= 9 for one in found)
+
+
+def test_a_task_stands_for_its_newest_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digit = Image.new("L", (28, 28))
+    digit.paste(255, (12, 4, 16, 24))
+    digit.save("seven.png")
+    with pytest.raises(UsageError, match=r"^task=zoo/digits has no run in .* do: dlp train"):
+        predict(["task=zoo/digits", "seven.png"])
+    with pytest.raises(UsageError, match=r"^task=zoo/digit is not a task; closest: zoo/digits"):
+        predict(["task=zoo/digit", "seven.png"])
+    older, newer, other = Path("outputs/mine"), Path("multirun/digits/now/1"), Path("outputs/last")
+    for age, folder in enumerate((other, newer, older)):
+        saved(folder, "zoo/segnet" if folder == other else "zoo/digits")
+        os.utime(folder / "checkpoints" / "latest" / "state.json", (1e9 - age, 1e9 - age))
+    torn = Path("outputs/torn/checkpoints/latest/state.json")
+    torn.parent.mkdir(parents=True)
+    torn.write_text("{")
+    assert predict(["task=zoo/digits", "seven.png", "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.err == f"run={newer}\n" and 0 <= json.loads(told.out)[0]["digit"] <= 9
+    assert export(["task=zoo/digits", "digits.onnx"]) == 0 and Path("digits.onnx").exists()
 
 
 def test_folders_that_cannot_be_answered(segnet: str, tmp_path: Path) -> None:
