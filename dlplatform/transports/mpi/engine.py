@@ -2,8 +2,8 @@
 
 A lane is a conduit with slots of its own on each side. What is full here is sent from where it
 lies, and received into a free slot there: a sender whose messages are not received runs out of
-slots. The thread sleeps between its looks, at most ``NAP_US``; what is filled here wakes it at
-once. A rank that is silent for ``SILENCE_S`` is dead: MPI says nothing of those who die.
+slots. The thread sleeps between its looks, the longer the less has come; what is filled here wakes
+it at once. A rank that is silent for ``SILENCE_S`` is dead: MPI says nothing of those who die.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ SAY, PULSE, KNOCK, LANE = 1, 2, 3, 16
 EVERYBODY = -1
 SLOTS, SLOT = 4, 1 << 18
 PULSE_S, SILENCE_S, FLUSH_S = 1.0, 15.0, 1.0
-BUSY_S, CALM_S, NAP_US = 0.002, 0.2, (20, 100, 500)
+NAP_US, LONGEST_US, CALM = 20, 2000, 32
+"""A nap is this part of the time for which nothing has come, so that it costs 3 % of a wait."""
 BELL = cpu.Slots.bell.offset
 STATE = struct.Struct("<ii")
 
@@ -172,9 +173,8 @@ class Engine:
             if moved:
                 busy = now
             else:
-                calm = now - busy
-                nap = NAP_US[(calm > BUSY_S) + (calm > CALM_S)]
-                cpu.bell_wait(self._bell.address, turn, nap)
+                nap = int(1e6 * (now - busy)) // CALM
+                cpu.bell_wait(self._bell.address, turn, min(max(nap, NAP_US), LONGEST_US))
 
     def _pending(self) -> bool:
         return any(lane.sent for lane in self._lanes.values()) or bool(self._said or self._notes)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from dlplatform.errors import PeerLost
+from dlplatform.errors import PeerLost, Preempted
 from dlplatform.memorybox import connection, watching, wire
 from dlplatform.memorybox.box import Limits, MemoryBox
 from dlplatform.memorybox.server import GOODBYE_S, Server
@@ -66,10 +66,12 @@ def work(ranks: Ranks, train: Callable[[], float]) -> float:
     try:
         score = train()
     except BaseException as error:
-        if isinstance(error, PeerLost):
+        # MPICH tells of a death by the signal that asks for a checkpoint, too.
+        by_death = isinstance(error, PeerLost | Preempted)
+        if by_death:
             time.sleep(2 * LOOK_S)  # whoever died is known by then
         ranks.say(LEFT)
-        if isinstance(error, PeerLost) and ranks.dead:
+        if by_death and ranks.dead:
             raise PeerLost(ranks.last_words()) from None
         raise
     ranks.finish()
