@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -201,6 +202,7 @@ def mpi() -> Iterator[Any]:
 
 
 _shared: list[Any] = []
+COME_S = 0.002
 
 
 def share(value: Any) -> Any:
@@ -216,6 +218,9 @@ def share(value: Any) -> Any:
         return meet(here, value) if here.size > 1 else value
     with mpi() as lent:
         world = lent.COMM_WORLD
+        come = world.Ibarrier()
+        while not come.Test():  # MPI would wait at full speed, and keep rank 0 from what it does
+            time.sleep(COME_S)
         text = world.bcast(json.dumps(value) if world.rank == 0 else None, root=0)
     return json.loads(text)
 

@@ -42,7 +42,7 @@ from dlplatform.memorybox.session import DIED, JOINED, LEFT
 from kernels import cpu
 
 SOON_S = 0.3 * PATIENCE
-CLAIMS, CLAIMANTS, ROUNDS = (60, 2, 3) if GUEST else (300, 4, 10)
+CLAIMS, CLAIMANTS, ROUNDS = (20, 2, 3) if GUEST else (300, 4, 10)
 
 
 # -- counters, events, notices, locks --------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from liverun import DLP
+from liverun import DLP, QUICK
 
 from dlplatform import meeting
 from dlplatform.errors import PeerLost, UsageError
@@ -47,9 +47,10 @@ def test_torchrun_trains_digits(tmp_path: Path) -> None:
         "task=zoo/digits",
         "rule=ssgd",
         "boxes=2",
-        "run.minibatches=1200",
+        "run.minibatches=800",
         "run.dir=run",
         "run.extras=false",
+        *QUICK,
     )
     line = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "-m", "dlplatform.cli", "train"]
     done = subprocess.run(

@@ -14,7 +14,7 @@ from typing import Any
 import joined
 import pytest
 from hosts import AGENT, HOSTS, NAMES, hosts, on, some
-from liverun import LiveRun, until
+from liverun import QUICK, LiveRun, until
 from seldom import LONG
 
 from dlplatform.errors import UsageError
@@ -85,8 +85,8 @@ def test_placement_is_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_four_hosts_train_digits(tmp_path: Path) -> None:
     line = [sys.executable, HOSTS, "run", "4", "--name", next(NAMES), "--subnet", "10.79.1",
             "--rate", "200", "--"]  # fmt: skip
-    words = ["rule=hybrid", "workers=8", "boxes=2", "run.minibatches=1600", "run.threads=1",
-             "run.extras=false"]  # fmt: skip
+    words = ["rule=hybrid", "workers=8", "boxes=2", "run.minibatches=1000", "run.threads=1",
+             "run.extras=false", *QUICK]  # fmt: skip
     line += ["dlp", "train", "task=zoo/digits", f"run.dir={tmp_path / 'run'}", *words]
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=280)

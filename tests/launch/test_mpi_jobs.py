@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from liverun import LiveRun, live, shared_memory
+from liverun import QUICK, LiveRun, live, shared_memory
 from mpis import ENV, MPICH, OPEN_MPI, TOP, needs
 from spaces import spaces
 
@@ -22,8 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SHORT = ("boxes=2", "transport=mpi", "run.minibatches=60", "run.eval_every=60", "run.extras=false")
 LONG = ("boxes=2", "transport=mpi", "run.minibatches=100000", "run.eval_every=20")
-QUICK = ("task.lr=0.004", "task.augment=false")
-"""A tenth of a whole run's minibatches show by these that something is learnt."""
 LAUNCHED = ("launcher=mpirun", "workers=3")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from liverun import until
+from liverun import QUICK, until
 from runs import equal, state, weights
 from seldom import LONG
 from slurmhere import LIMIT, POINTS, Followed, Here, gone, lines
@@ -30,7 +30,8 @@ def result(folder: Path) -> dict[str, Any]:
 def test_one_command_trains_digits_on_two_nodes(here: Here, tmp_path: Path) -> None:
     words = (
         "task=zoo/digits", "rule=hybrid", "workers=4", "boxes=2", "slurm.nodes=2",
-        "slurm.time=00:10:00", "slurm.partition=main", "run.minibatches=1200", "run.dir=run",
+        "slurm.time=00:10:00", "slurm.partition=main", "run.minibatches=1000", "run.dir=run",
+        *QUICK,
     )  # fmt: skip
     script = here.dlp("submit", *words, "--dry-run", cwd=tmp_path).stdout
     assert not (tmp_path / "run").exists()

@@ -12,6 +12,7 @@ import torch
 from detectors import SMALL, begun, certain, in_halves, scored, written
 from learning import trained
 from PIL import Image
+from seldom import LONG
 
 from dlplatform.checkpoint import Checkpoint, weights_of
 from dlplatform.errors import UsageError
@@ -163,6 +164,7 @@ def test_it_learns() -> None:
     assert after["mask_AP50"] > 0.2
 
 
+@LONG
 @pytest.mark.slow
 def test_species_are_learnt_sooner_by_who_knows_other_things(tmp_path: Path) -> None:
     shape: dict[str, Any] = {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from seldom import LONG
 from torch import nn
 
 from dlplatform.errors import UsageError
@@ -349,6 +350,7 @@ def test_example_fits_the_network() -> None:
 # --- ablations of the book -------------------------------------------------------------------
 
 
+@LONG
 @pytest.mark.slow
 def test_augmentation_helps_where_digits_are_distorted(longer: Models) -> None:
     """C1-5: the same budget with and without augmentation, on clean and distorted test digits."""
@@ -361,6 +363,7 @@ def test_augmentation_helps_where_digits_are_distorted(longer: Models) -> None:
     assert scores[1] >= scores[0] + 0.02
 
 
+@LONG
 @pytest.mark.slow
 def test_depth_helps(longer: Models) -> None:
     """C1-6: three blocks beat one, though one has more parameters."""

@@ -72,7 +72,9 @@ def test_the_lstm_has_as_many_parameters_as_it_says() -> None:
         pytest.param(["rule=alone"], id="whole", marks=LONG),
         pytest.param(["rule=alone", "workers=2", "stages=2"], id="1f1b", marks=LONG),
         pytest.param(
-            ["rule=alone", "workers=2", "stages=2", "pipeline.schedule=async"], id="async"
+            ["rule=alone", "workers=2", "stages=2", "pipeline.schedule=async"],
+            id="async",
+            marks=LONG,
         ),
         pytest.param(["rule=ssgd", "workers=4", "stages=2"], id="2x2"),
     ],

@@ -7,6 +7,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from seldom import LONG
 from torch import nn
 
 from dlplatform.errors import UsageError
@@ -168,6 +169,7 @@ def test_it_learns_far_beyond_a_linear_classifier(train: Callable[..., Models]) 
     assert task.picture(models).width > 900
 
 
+@LONG
 @pytest.mark.slow
 def test_a_deep_plain_net_trains_worse_than_its_residual_twin(
     train: Callable[..., Models],
