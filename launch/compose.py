@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,10 +15,14 @@ from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
+from hydra.core.utils import run_job
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -180,6 +184,19 @@ def compose(words: list[str], name: str = ROOT, folder: str | None = None) -> Di
     search = [f"hydra.searchpath=[file://{folder}]"] if folder else []
     with one_line(words), initialize_config_module("configs", version_base="1.3"):
         return hydra_compose(name, [*words, *search], return_hydra_config=True)
+
+
+def run(composed: DictConfig, job: Callable[[DictConfig], Any]) -> None:
+    """Run one job as Hydra does, in the folder it makes; what is composed is not composed again."""
+    composed.hydra.mode = RunMode.RUN
+    callbacks = Callbacks(composed)
+    told: dict[str, Any] = {"config": composed, "config_name": composed.hydra.job.config_name}
+    with initialize_config_module("configs", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        callbacks.on_run_start(**told)
+        context = HydraContext(config_loader=loader, callbacks=callbacks)
+        done = run_job(job, composed, "hydra.run.dir", None, context)
+        callbacks.on_run_end(**told, job_return=done)
 
 
 def settle(composed: DictConfig, workers: int | None = None) -> dict[str, Any]:

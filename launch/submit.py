@@ -216,8 +216,7 @@ def _submit(request: Request, run: Job, workers: int | None) -> None:
     elif multirun:
         _sweep(request, sweep, run, composed)
     else:
-        with _hydra_arguments(request, sweep.fixed):
-            _hydra(lambda config: _one(config, run, workers))
+        _hydra(lambda config: _one(config, run, workers), composed)
 
 
 def _with_params(sweep: Any, request: Request, composed: Any) -> tuple[Any, bool]:
@@ -271,12 +270,16 @@ def _hydra_arguments(request: Request, words: Sequence[str]) -> Iterator[None]:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-def _hydra(job: Callable[[Any], float | None]) -> None:
+def _hydra(job: Callable[[Any], float | None], composed: Any = None) -> None:
     """Let Hydra run the job or jobs; raise the first error of a job afterwards.
+
+    Unless one job is composed already, Hydra reads ``sys.argv``.
 
     Hydra would report an error that passes through it in its own words.
     """
     import hydra
+
+    from launch import compose
 
     failed: list[Exception] = []
     process = os.getpid()
@@ -290,7 +293,10 @@ def _hydra(job: Callable[[Any], float | None]) -> None:
             failed.append(error)
             return math.nan
 
-    hydra.main(version_base="1.3", config_path="pkg://configs", config_name="train")(quiet)()
+    if composed is not None:
+        compose.run(composed, quiet)
+    else:
+        hydra.main(version_base="1.3", config_path="pkg://configs", config_name="train")(quiet)()
     if failed:
         raise failed[0]
 

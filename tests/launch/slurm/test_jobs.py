@@ -31,7 +31,7 @@ def test_one_command_trains_digits_on_two_nodes(here: Here, tmp_path: Path) -> N
     words = (
         "task=zoo/digits", "rule=hybrid", "workers=4", "boxes=2", "slurm.nodes=2",
         "slurm.time=00:10:00", "slurm.partition=main", "run.minibatches=1000", "run.dir=run",
-        *QUICK,
+        "run.threads=1", *QUICK,
     )  # fmt: skip
     script = here.dlp("submit", *words, "--dry-run", cwd=tmp_path).stdout
     assert not (tmp_path / "run").exists()

@@ -138,6 +138,6 @@ def test_settings_that_cannot_work(name: str, value: object) -> None:
 @pytest.mark.slow
 def test_it_learns() -> None:
     task = Faces(side=96, width=32, towers=1, pictures=100, batch_size=4, lr=3e-3, scale=1.0)
-    after, before = scored(task, 300)
+    after, before = scored(task, 200)
     assert after["box_AP50"] > 0.15 > before["box_AP50"] + 0.1
     assert after["nme"] < 0.6 < before.get("nme", 1.0), "who knows nothing finds no face"

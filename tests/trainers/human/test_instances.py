@@ -159,9 +159,9 @@ def test_it_learns() -> None:
     task = Objects(
         side=64, width=32, towers=1, classes=2, pictures=120, batch_size=8, lr=4e-3, scale=1.0
     )
-    after, before = scored(task, 120)
-    assert after["box_AP50"] > 0.3 > 0.1 > before["box_AP50"]
-    assert after["mask_AP50"] > 0.2
+    after, before = scored(task, 90)
+    assert after["box_AP50"] > 0.2 > 0.1 > before["box_AP50"]
+    assert after["mask_AP50"] > 0.1
 
 
 @LONG

@@ -257,7 +257,7 @@ def test_it_answers_for_a_file_with_masks_of_lanes_and_free_space(tmp_path: Path
 
 @pytest.mark.slow
 def test_it_learns_and_whole_offsets_cost_little(tmp_path: Path) -> None:
-    task = DeformableRoad(batch_size=4, minibatches=250)
+    task = DeformableRoad(batch_size=4, minibatches=160)
     models = trained(task, task.minibatches)
     test = list(task.batches("test"))
     real = task.score(models, test)["mIoU"]

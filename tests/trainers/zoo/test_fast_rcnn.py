@@ -91,9 +91,9 @@ def test_settings_that_cannot_work(name: str, value: object) -> None:
 
 @pytest.mark.slow
 def test_it_finds_shapes_in_scenes() -> None:
-    task = FastRCNN(minibatches=80, batch_size=3)
+    task = FastRCNN(minibatches=60, batch_size=3)
     scores, base = task.score(trained(task, task.minibatches), some(task)), task.baselines()
     print(scores, base)
     assert scores["recall"] >= 0.9 and scores["proposals"] <= 300
-    # An eighth of a run; a whole one reaches 0.93.
-    assert scores["box_AP50"] > 0.3 > max(base.values()) + 0.1
+    # A tenth of a run; a whole one reaches 0.93.
+    assert scores["box_AP50"] > 0.2 > max(base.values()) + 0.1

@@ -112,13 +112,13 @@ def test_settings_that_cannot_work(name: str, value: object) -> None:
 
 @pytest.mark.slow
 def test_it_finds_shapes_in_scenes(tmp_path: Path) -> None:
-    task = FasterRCNN(minibatches=80, shown=0.2)
+    task = FasterRCNN(minibatches=60, shown=0.2)
     models = trained(task, task.minibatches)
     scores, base = task.score(models, some(task)), task.baselines()
     print(scores, base)
-    # A quarter of a run; a whole one reaches 0.95.
-    assert scores["box_AP50"] > 0.3 > base["untrained"] + 0.2
-    assert scores["recall"] >= 0.9 and scores["proposals"] <= 100
+    # A fifth of a run; a whole one reaches 0.95.
+    assert scores["box_AP50"] > 0.2 > base["untrained"] + 0.1
+    assert scores["recall"] >= 0.8 and scores["proposals"] <= 100
     image_HW3, truth = task.examples("test")[0]
     Image.fromarray(image_HW3).save(tmp_path / "scene.png")
     answer = task.predict(models, tmp_path / "scene.png")

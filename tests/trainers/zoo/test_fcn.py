@@ -124,10 +124,10 @@ def test_one_pass_is_far_quicker_than_a_pass_for_every_pixel() -> None:
 
 @pytest.mark.slow
 def test_it_learns_roads_far_beyond_colour_and_place() -> None:
-    task = FullyConvolutional(minibatches=140)
+    task = FullyConvolutional(minibatches=100)
     scores, base = (
         task.score(trained(task, task.minibatches), task.batches("test")),
         task.baselines(),
     )
-    assert scores["mIoU"] > max(0.6, *base.values()), (scores, base)
+    assert scores["mIoU"] > max(0.55, *base.values()), (scores, base)
     assert scores["accuracy"] > 0.8 and scores["fwIoU"] > 0.7

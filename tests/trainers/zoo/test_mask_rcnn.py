@@ -79,8 +79,8 @@ def test_settings_that_cannot_work(name: str, value: object) -> None:
 
 @pytest.mark.slow
 def test_it_cuts_shapes_out_of_scenes() -> None:
-    task = MaskRCNN(minibatches=60)
+    task = MaskRCNN(minibatches=48)
     scores = task.score(trained(task, task.minibatches), some(task))
     print(scores)
-    # A fifth of a run; a whole one reaches 0.95 with both.
-    assert scores["box_AP50"] > 0.3 and scores["mask_AP50"] > 0.3
+    # A sixth of a run; a whole one reaches 0.95 with both.
+    assert scores["box_AP50"] > 0.2 and scores["mask_AP50"] > 0.2
