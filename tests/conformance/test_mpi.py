@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from mpis import ENV, MPICH, OPEN_MPI, TOP, Mpi, needs
+from seldom import LONG
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -26,6 +27,7 @@ BOXES, RANKS, MORE = 4, 10, 15
 """More where tests kill some: Open MPI goes on without them, on one host."""
 APART = {"DLP_MPI_APART": "1"}
 MESSAGES, ONE_SIDED = ({**APART, "DLP_MPI_ONE_SIDED": how} for how in "01")
+SELDOM = (LONG, needs(OPEN_MPI))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,8 @@ MESSAGES, ONE_SIDED = ({**APART, "DLP_MPI_ONE_SIDED": how} for how in "01")
     [
         pytest.param(OPEN_MPI, {}, ALL, 131, id="openmpi-shared", marks=needs(OPEN_MPI)),
         pytest.param(MPICH, {}, ALL, 125, id="mpich-shared", marks=needs(MPICH)),
-        pytest.param(OPEN_MPI, ONE_SIDED, ALL, 124, id="openmpi-rma", marks=needs(OPEN_MPI)),
+        pytest.param(OPEN_MPI, ONE_SIDED, BUFFERS, 41, id="openmpi-rma", marks=needs(OPEN_MPI)),
+        pytest.param(OPEN_MPI, ONE_SIDED, OTHERS, 83, id="openmpi-others", marks=SELDOM),
         pytest.param(MPICH, MESSAGES, OTHERS, 83, id="mpich-messages", marks=needs(MPICH)),
         pytest.param(MPICH, ONE_SIDED, BUFFERS, 41, id="mpich-rma", marks=needs(MPICH)),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import seldom
 from liverun import QUICK, LiveRun, live, shared_memory
 from mpis import ENV, MPICH, OPEN_MPI, TOP, needs
 from spaces import spaces
@@ -178,6 +179,7 @@ with mpi() as lent:
 """
 
 
+@seldom.LONG  # reads and writes in pieces are in tests/conformance/test_mpi.py, with smaller ones
 @needs(OPEN_MPI)
 @pytest.mark.skipif(available() < 12 << 30, reason="needs 12 GiB")
 def test_a_buffer_of_more_than_2_gib_crosses_hosts() -> None:

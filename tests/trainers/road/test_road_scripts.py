@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from seldom import LONG
 from torch.nn import functional
 
 from trainers.blocks.pixels import stacked
@@ -72,6 +73,7 @@ def test_the_bench_writes_its_page(tmp_path: Path) -> None:
     assert len([r for r in rows if r[1].strip() == r[2].strip() != "---:"]) == 12
 
 
+@LONG
 @pytest.mark.slow
 def test_the_study_has_the_tables_of_the_patent(tmp_path: Path) -> None:
     short = ("--minibatches", "2", "--tune", "1", "--batch-size", "2")
