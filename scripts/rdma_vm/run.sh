@@ -43,7 +43,9 @@ rm -f "$share/status"
     echo
 } >"$share/command"
 # Without AVX2: qemu 7 takes a gather's index from elsewhere when it is in register 4. Without the
-# timer's check: on a busy machine it fails, and the guest does not boot.
+# timer's check: on a busy machine it fails, and the guest does not boot. With the counter's frequency:
+# on a busy machine the guest finds a wrong one, by which its seconds may pass ten times as fast.
+khz=$("$ROOT/.venv/bin/python" scripts/rdma_vm/tsc.py)
 mkfifo "$work/out"
 cat "$work/out" &
 reader=$!
@@ -55,7 +57,7 @@ timeout --foreground -k 5 "$LIMIT" qemu-system-x86_64 -M q35 -accel tcg,thread=m
     -serial "file:$work/console" \
     -chardev "file,id=out,path=$work/out" -device virtio-serial-pci -device virtserialport,chardev=out \
     -kernel "$OUT/vmlinux" -initrd "$OUT/first.gz" \
-    -append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check" \
+    -append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable tsc_early_khz=$khz no_timer_check" \
     -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
     -virtfs "local,path=$share,mount_tag=share,security_model=none,multidevs=remap" \
     </dev/null >>"$work/console" 2>&1 || code=$?
