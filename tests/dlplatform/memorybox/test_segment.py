@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlplatform.errors import UsageError
 from dlplatform.memorybox.segment import FLOATS_PER_PAGE, Segment, split
 
+BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""For machines with more to do."""
 
+
+@BUSY
 @given(
     length=st.integers(1, 10**9),
     weights=st.lists(st.floats(0, 1e6), min_size=1, max_size=9).filter(lambda w: sum(w) > 0),
@@ -24,6 +28,7 @@ def test_pieces_cover_the_buffer_and_end_on_page_borders(length: int, weights: l
     assert reached == length
 
 
+@BUSY
 @given(boxes=st.integers(1, 20), pages=st.integers(1, 1000))
 def test_equal_shares_by_default_weights(boxes: int, pages: int) -> None:
     counts = [count for _, count in split(boxes * pages * FLOATS_PER_PAGE, [1.0] * boxes)]
