@@ -30,6 +30,8 @@ ERROR = "dlp: error: "
 """How the line begins with which a process of the platform ends (see dlplatform.cli.guard)."""
 CONFIG = "config.json"
 RESULT = "result.json"
+CHECKPOINT = "checkpoints/latest/state.json"
+"""What a run's folder holds as soon as it can be gone on from, or used."""
 
 
 def folder(config: dict[str, Any]) -> Path:

@@ -149,7 +149,7 @@ def _load(given: dict[str, str]) -> tuple[Task, Models, torch.device]:
         given["run"] = str(_newest(given["task"]))
         print(f"run={given['run']}", file=sys.stderr)
     folder = given["run"]
-    if not Path(folder or " ").is_dir():
+    if not folder or not Path(folder).is_dir():
         raise UsageError(
             f"run={folder} is not a folder - allowed: the folder of a run, or task=NAME for the "
             "newest one of a task - do: ls outputs/*/*"
@@ -166,12 +166,11 @@ def _load(given: dict[str, str]) -> tuple[Task, Models, torch.device]:
 def _newest(name: str) -> Path:
     """Return the run of a task, below this folder, whose last checkpoint is the newest one."""
     from dlplatform.task import find_task
+    from launch.job import CHECKPOINT
 
     find_task(name)
-    found = [
-        state for home in HOMES for state in Path(home).rglob("checkpoints/latest/state.json")
-        if _task_of(state) == name
-    ]  # fmt: skip
+    states = [state for home in HOMES for state in Path(home).rglob(CHECKPOINT)]
+    found = [state for state in states if _task_of(state) == name]
     if not found:
         raise UsageError(
             f"task={name} has no run in {' or '.join(HOMES)} - allowed: a task that was trained "

@@ -192,7 +192,7 @@ def _submit(request: Request, run: Job, workers: int | None) -> None:
     compose.register()
     if request.look:
         with compose.one_line(request.words), _hydra_arguments(request, request.words):
-            _hydra(lambda config: None)
+            _through(_hydra, lambda config: None)
         return
 
     @cache  # for this request: it takes a fifth of a second
@@ -216,7 +216,7 @@ def _submit(request: Request, run: Job, workers: int | None) -> None:
     elif multirun:
         _sweep(request, sweep, run, composed)
     else:
-        _hydra(lambda config: _one(config, run, workers), composed)
+        _through(partial(compose.run, composed), lambda config: _one(config, run, workers))
 
 
 def _with_params(sweep: Any, request: Request, composed: Any) -> tuple[Any, bool]:
@@ -270,17 +270,20 @@ def _hydra_arguments(request: Request, words: Sequence[str]) -> Iterator[None]:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-def _hydra(job: Callable[[Any], float | None], composed: Any = None) -> None:
-    """Let Hydra run the job or jobs; raise the first error of a job afterwards.
+def _hydra(job: Callable[[Any], Any]) -> None:
+    """Run what ``sys.argv`` asks Hydra for."""
+    import hydra
 
-    Unless one job is composed already, Hydra reads ``sys.argv``.
+    hydra.main(version_base="1.3", config_path="pkg://configs", config_name="train")(job)()
+
+
+def _through(
+    start: Callable[[Callable[[Any], Any]], None], job: Callable[[Any], float | None]
+) -> None:
+    """Have Hydra ``start`` the job or jobs; raise the first error of a job afterwards.
 
     Hydra would report an error that passes through it in its own words.
     """
-    import hydra
-
-    from launch import compose
-
     failed: list[Exception] = []
     process = os.getpid()
 
@@ -293,10 +296,7 @@ def _hydra(job: Callable[[Any], float | None], composed: Any = None) -> None:
             failed.append(error)
             return math.nan
 
-    if composed is not None:
-        compose.run(composed, quiet)
-    else:
-        hydra.main(version_base="1.3", config_path="pkg://configs", config_name="train")(quiet)()
+    start(quiet)
     if failed:
         raise failed[0]
 
@@ -353,7 +353,7 @@ def _sweep(request: Request, sweep: Any, run: Job, composed: Any) -> None:
     one = partial(_one, run=run, workers=None, tidy=False)
     try:
         with _hydra_arguments(request, words):
-            _hydra(jobs.Sweeping(one, len(sweep.jobs())).job)
+            _through(_hydra, jobs.Sweeping(one, len(sweep.jobs())).job)
     finally:
         rows = jobs.conclude(root)
     jobs.raise_first(rows)

@@ -128,14 +128,13 @@ def times(pieces: list[Piece]) -> str:
 
     The guest's work is not told: it is that of a process nobody waits for.
     """
-    lines = ["lanes: seconds, seconds of a processor, name"]
     found = [one for piece in pieces for one in piece.found]
     most = sorted(found, key=lambda one: one["processor_s"], reverse=True)[:SLOWEST]
     rows = [(p.seconds, sum(one["processor_s"] for one in p.found), p.name) for p in pieces]
-    rows = [*sorted(rows, reverse=True)]
+    rows.sort(reverse=True)
     rows += [(one["seconds"], one["processor_s"], one["test"]) for one in most]
-    lines += [f"lanes: {took:7.1f} {work:7.1f}  {name}" for took, work, name in rows]
-    return "\n".join(lines)
+    lines = [f"lanes: {took:7.1f} {work:7.1f}  {name}" for took, work, name in rows]
+    return "\n".join(["lanes: seconds, seconds of a processor, name", *lines])
 
 
 def processors() -> tuple[int, int]:

@@ -59,7 +59,7 @@ stage() { # text, command...: one line when it starts, one clear line when it fa
 }
 
 compile() { # pip does it on one core; some packages carry files that no Python can compile
-    # What is seldom imported, a half of all, is compiled when it is.
+    # What is seldom imported, four files of ten, is compiled when it is.
     "$VENV/bin/python" -m compileall -q -j 0 -x '/(tests?|testing|sympy|mpmath|_inductor|_dynamo|onnx|mypy|fontTools)/' \
         "$VENV"/lib/python*/site-packages || true
 }

@@ -24,7 +24,7 @@ from launch import job, mpirun
 from launch.slurm import queue
 from launch.slurm.settings import SlurmConfig
 
-SUBMITTED, SECRET, CHECKPOINT = "slurm.json", "boxes.secret", "checkpoints/latest/state.json"
+SUBMITTED, SECRET = "slurm.json", "boxes.secret"
 OVER = ("--overlap", "--kill-on-bad-exit=0", "--quiet")
 """Options of steps beside the workers' own."""
 
@@ -75,7 +75,7 @@ def resumed(folder: Path) -> dict[str, Any]:
             f"run.dir={folder} is not on this node - allowed: a folder that all nodes share - do: "
             "run.dir=FOLDER on a shared file system"
         ) from None
-    saved = folder / CHECKPOINT
+    saved = folder / job.CHECKPOINT
     if saved.exists() and saved.stat().st_mtime > path.stat().st_mtime:
         config["resume"] = "auto"
     return config

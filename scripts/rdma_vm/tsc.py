@@ -25,7 +25,8 @@ def main() -> None:
         before, seen, after = min(tries, key=lambda one: one[2] - one[0])
         return (before + after) // 2, seen
 
-    (clock, count), _ = both(), time.sleep(APART_S)
+    clock, count = both()
+    time.sleep(APART_S)
     later, more = both()
     print((more - count) * 1_000_000 // (later - clock))
 

@@ -28,7 +28,8 @@ EVERYBODY = -1
 SLOTS, SLOT = 4, 1 << 18
 PULSE_S, SILENCE_S, FLUSH_S = 1.0, 15.0, 1.0
 NAP_US, LONGEST_US, CALM = 20, 2000, 32
-"""A nap is this part of the time for which nothing has come, so that it costs 3 % of a wait."""
+"""The shortest and the longest nap; in between it is a 32nd of the time for which nothing has come,
+so that it makes a wait 3 % longer at most."""
 BELL = cpu.Slots.bell.offset
 STATE = struct.Struct("<ii")
 
