@@ -145,7 +145,11 @@ def _load(given: dict[str, str]) -> tuple[Task, Models, torch.device]:
             f"device={wanted} cannot work - allowed: {CHECKS['run.device'].allowed} - do: choose"
         )
     _one_of("which", given["which"], WHICH)
-    if given["task"] and not given["run"]:
+    if given["task"] and given["run"]:
+        raise UsageError(
+            f"run={given['run']} task={given['task']} - allowed: one of them - do: leave task= out"
+        )
+    if given["task"]:
         given["run"] = str(_newest(given["task"]))
         print(f"run={given['run']}", file=sys.stderr)
     folder = given["run"]

@@ -81,6 +81,8 @@ def test_a_task_stands_for_its_newest_run(
         predict(["task=zoo/digits", "seven.png"])
     with pytest.raises(UsageError, match=r"^task=zoo/digit is not a task; closest: zoo/digits"):
         predict(["task=zoo/digit", "seven.png"])
+    with pytest.raises(UsageError, match=r"^run=mine task=zoo/digits - allowed: one of them"):
+        predict(["run=mine", "task=zoo/digits", "seven.png"])
     older, newer, other = Path("outputs/mine"), Path("multirun/digits/now/1"), Path("outputs/last")
     for age, folder in enumerate((other, newer, older)):
         saved(folder, "zoo/segnet" if folder == other else "zoo/digits")
