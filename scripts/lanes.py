@@ -31,17 +31,20 @@ TYPES = "mypy"
 GUEST = "rdma"
 """The piece of all tests with this mark, which run in one guest."""
 PLACES = (
+    "tests/conformance/test_tasks.py",
+    "tests/trainers/zoo",
     "tests/launch",
     "tests/launch/slurm",
-    "tests/conformance/test_tasks.py",
     "tests/dlplatform",
     "tests/chaos",
-    "tests/trainers/zoo",
     "tests/conformance",
     "tests/trainers",
     "tests",
 )
-"""The other pieces, longest first: what is below each, but not below another one that is named.
+"""The other pieces: what is below each, but not below another one that is named.
+
+Beside the guest, which comes first and goes before everything else, are those that nothing hurries;
+then come the longest.
 
 What must not meet itself is in one piece: jobs of one Slurm, hosts with addresses of one network.
 """
@@ -106,7 +109,7 @@ def pytest(*words: str) -> list[str]:
 
 
 def parts() -> list[Piece]:
-    """Return all pieces, longest first."""
+    """Return all pieces, in the order in which lanes take them."""
     places = [place for place in PLACES if (ROOT / place).exists()]
     pieces = [Piece(TYPES, [])] if "--types" in sys.argv else []
     pieces.append(Piece(GUEST, ["tests", "-m", GUEST]))

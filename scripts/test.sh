@@ -5,6 +5,7 @@
 #   anything else goes to pytest: bash scripts/test.sh tests/launch -k kill
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset PYTHONDONTWRITEBYTECODE # a thousand processes start here: what one has compiled serves all
 lint=yes
 rest=()
 for word in "$@"; do

@@ -36,7 +36,7 @@ share=${SHARE:-$work/share}
 mkdir -p "$share"
 rm -f "$share/status"
 {
-    printf 'cd %q\nexport RDMA_VM=1 PATH=%q:$PATH PYTHONPATH=%q PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1\n' \
+    printf 'cd %q\nexport RDMA_VM=1 PATH=%q:$PATH PYTHONPATH=%q PYTHONUNBUFFERED=1\n' \
         "$ROOT" "$ROOT/.venv/bin" "$OUT/python"
     printf 'exec'
     printf ' %q' "$@"

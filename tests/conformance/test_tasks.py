@@ -33,7 +33,7 @@ CURVES = Path(__file__).with_name("curves.json")
 NAMES = [name for name, cls in tasks().items() if cls.__module__.startswith("trainers.")]
 EPISODES = ("retrieval/fewshot",)  # whose size of a batch is that of its classes
 SMALL = {"batch_size": 4, "utterances": 120}
-SEED, STEPS, STOP, ROUNDS, WORKERS = 3, 20, 4, 3, 2
+SEED, STEPS, STOP, ROUNDS, WORKERS = 3, 20, 4, 2, 2
 ROUNDING = 1e-7
 """Gradients below are zero but for rounding (of a bias before a softmax); Adam takes their sign."""
 ALIKE = 3
@@ -44,7 +44,7 @@ PICTURES = 100
 """Of 32 x 32 pixels, that baselines and result pictures of classifiers see here."""
 PATIENCE_S = 240.0
 """Detectors take their time, beside other tests."""
-KILL = 40
+KILL = 20
 """Minibatches of the job whose worker is killed."""
 KINDS = {name.partition("/")[0]: name for name in reversed(NAMES)}
 KILLED = {*KINDS.values(), "zoo/digits", "zoo/dcgan", "zoo/dqn", "zoo/mask_rcnn"}

@@ -47,7 +47,7 @@ def test_torchrun_trains_digits(tmp_path: Path) -> None:
         "task=zoo/digits",
         "rule=ssgd",
         "boxes=2",
-        "run.minibatches=800",
+        "run.minibatches=500",
         "run.dir=run",
         "run.extras=false",
         *QUICK,

@@ -85,7 +85,7 @@ def test_placement_is_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_four_hosts_train_digits(tmp_path: Path) -> None:
     line = [sys.executable, HOSTS, "run", "4", "--name", next(NAMES), "--subnet", "10.79.1",
             "--rate", "200", "--"]  # fmt: skip
-    words = ["rule=hybrid", "workers=8", "boxes=2", "run.minibatches=1400", "run.threads=1",
+    words = ["rule=hybrid", "workers=8", "boxes=2", "run.minibatches=800", "run.threads=1",
              "run.extras=false", *QUICK]  # fmt: skip
     line += ["dlp", "train", "task=zoo/digits", f"run.dir={tmp_path / 'run'}", *words]
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -33,12 +33,12 @@ def ours(run: LiveRun) -> list[str]:
 @needs(OPEN_MPI)
 def test_two_ranks_are_boxes_and_four_learn_the_digits(tmp_path: Path) -> None:
     before = shared_memory(mpi=True)
-    words = ("boxes=2", "transport=mpi", *QUICK, "run.minibatches=1000")
+    words = ("boxes=2", "transport=mpi", *QUICK, "run.minibatches=600")
     with live(tmp_path / "run", *words, before=OPEN_MPI.ranks(6)) as run:
         assert run.wait(400) == 0, run.out + run.err
         assert "4 worker(s), 2 box(es): mpi://4 mpi://5" in run.out
         result = run.result()
-        assert (result["workers"], result["minibatches"]) == (4, 1000)
+        assert (result["workers"], result["minibatches"]) == (4, 600)
         assert result["score"] >= 0.97
         assert "Traceback" not in run.err
         assert not run.left()

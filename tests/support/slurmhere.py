@@ -30,7 +30,8 @@ LIMIT = (
 """A job that needs more than the 15 to 45 seconds it is given, on nodes that other tests spare."""
 SIX = (
     "-m", "sweep=submitit", "task=zoo/digits", "rule=alone", "task.augment=false,true",
-    "seed=0,1,2", "run.minibatches=8", "run.eval_every=8", "hydra.sweep.dir=sweep",
+    "seed=0,1,2", "run.minibatches=8", "run.eval_every=8", "run.extras=false",
+    "hydra.sweep.dir=sweep",
 )  # fmt: skip
 
 

@@ -57,6 +57,9 @@ class RefineRCNN(Proposer):
     must overlap more and more: Cascade R-CNN."""
     shared_px: int = 64
     """Pixels that neighbouring tiles of large pictures share, at least as large as an object."""
+    halvings: int = 2
+    """How often a large picture is halved and looked at again, for what is nearer than in the
+    pictures that it learnt from."""
     crops: int = 8
     """Squares of ``side`` pixels that are cut out of each picture of a folder."""
     blur: str = "gauss"
@@ -70,6 +73,7 @@ class RefineRCNN(Proposer):
         check("refine", self.refine, 0 <= self.refine <= 8, "0 to 8")
         fits = 0 <= self.shared_px < self.side
         check("shared_px", self.shared_px, fits, f"0 up to, not including, side={self.side}")
+        check("halvings", self.halvings, 0 <= self.halvings <= 8, "0 to 8")
         check("crops", self.crops, self.crops >= 1, "1 or more")
         check("blur", self.blur, self.blur in ("gauss", "mosaic"), "gauss or mosaic")
         check("grow", self.grow, 0 <= self.grow <= 1, "0 to 1")
@@ -118,8 +122,8 @@ class RefineRCNN(Proposer):
         return terms
 
     def look(self, models: Models, image_HW3: Bytes) -> Found:
-        """Return what is surely found in a picture of any size, tile by tile at its own size."""
-        from trainers.blocks.tiles import found_in_tiles
+        """Return what is surely found in a picture of any size, tile by tile, at a few sizes."""
+        from trainers.blocks.tiles import Tiles, found_in_tiles
         from trainers.synth.instance_views import View
 
         whole = super().look
@@ -127,7 +131,8 @@ class RefineRCNN(Proposer):
         def at(tile_HW3: Bytes) -> Found:
             return whole(models, View(self.side, 1.0).image(tile_HW3))
 
-        return found_in_tiles(image_HW3, at, self.side, self.shared_px, self.iou)
+        tiles = Tiles(self.side, self.shared_px, self.halvings)
+        return found_in_tiles(image_HW3, at, tiles, self.iou)
 
     def predict(self, models: Models, raw: Path) -> dict[str, Any]:
         """Write a picture or a film with plates and faces blurred, and an audit, in ``blurred``."""

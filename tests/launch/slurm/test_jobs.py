@@ -30,7 +30,7 @@ def result(folder: Path) -> dict[str, Any]:
 def test_one_command_trains_digits_on_two_nodes(here: Here, tmp_path: Path) -> None:
     words = (
         "task=zoo/digits", "rule=hybrid", "workers=4", "boxes=2", "slurm.nodes=2",
-        "slurm.time=00:10:00", "slurm.partition=main", "run.minibatches=1000", "run.dir=run",
+        "slurm.time=00:10:00", "slurm.partition=main", "run.minibatches=600", "run.dir=run",
         "run.threads=1", *QUICK,
     )  # fmt: skip
     script = here.dlp("submit", *words, "--dry-run", cwd=tmp_path).stdout

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.blocks.tiles import corners, crops, found_in_tiles
+from trainers.blocks.tiles import Tiles, corners, crops, found_in_tiles
 from trainers.data.instances import Found, Instances, InstanceSet, Kinds
 from trainers.data.scenes import Bytes
 
@@ -50,18 +50,29 @@ def test_tiles_cover_a_length_and_share_what_they_should(length: int) -> None:
 def test_tiles_find_what_the_whole_picture_has(size: tuple[int, int]) -> None:
     image_HW3 = picture(*size, count=size[0] * size[1] // 1500 + 1)
     whole = squares(image_HW3)
-    parts = found_in_tiles(image_HW3, squares, 64, 32, iou=0.3)
+    parts = found_in_tiles(image_HW3, squares, Tiles(64, 32), iou=0.3)
     assert sorted(parts.boxes_N4.tolist()) == sorted(whole.boxes_N4.tolist())
 
 
 def test_what_no_tile_has_all_of_is_found_in_part() -> None:
     image_HW3 = np.zeros((40, 150, 3), np.uint8)
     image_HW3[10:30, 20:130] = 99
-    parts = found_in_tiles(image_HW3, squares, 64, 16, iou=0.3)
+    parts = found_in_tiles(image_HW3, squares, Tiles(64, 16), iou=0.3)
     covered = np.zeros(150, bool)
     for x0, _, x1, _ in parts.boxes_N4.int().tolist():
         covered[x0:x1] = True
     assert covered[20:130].all() and not covered[:20].any()
+
+
+@pytest.mark.parametrize("size", [(40, 150), (41, 151)])
+def test_what_is_larger_than_a_tile_is_found_in_the_halved_picture(size: tuple[int, int]) -> None:
+    image_HW3 = np.zeros((*size, 3), np.uint8)
+    image_HW3[10:30, 20:100] = 99
+    image_HW3[32:40, 138:150] = 50
+    found = found_in_tiles(image_HW3, squares, Tiles(64, 16, halvings=2), iou=0.3)
+    assert [20, 10, 100, 30] in found.boxes_N4.tolist()
+    assert [138, 32, 150, 40] in found.boxes_N4.tolist()
+    assert found.boxes_N4[:, 2].max() <= size[1] and found.boxes_N4[:, 3].max() <= size[0]
 
 
 def test_crops_have_one_size_and_hold_objects() -> None:
