@@ -59,7 +59,7 @@ class Row:
         middle = statistics.median(self.ours), statistics.median(self.bound)
         names = ("ours", "bound", "median_ours", "median_bound")
         times = zip(names, best + middle, strict=True)
-        rates = {name: round(self.size / seconds / 1e9, 3) for name, seconds in times}
+        rates = {name: float(f"{self.size / seconds / 1e9:.4g}") for name, seconds in times}
         return {
             "transport": self.transport, "op": self.op, "bytes": self.size,
             "bound_name": self.bound_name, **rates,

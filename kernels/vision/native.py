@@ -192,3 +192,19 @@ def soft_nms(
     )  # fmt: skip
     count = cpu.check(found)
     return kept[:count].clone(), worth[:count].clone()
+
+
+_segment = cpu.function(
+    "dlp_segment", c_int, *[c_void_p] * 3, *[c_size_t] * 2, c_double, c_int64, c_void_p
+)
+
+
+def segment(
+    weights_E: Tensor, from_E: Tensor, to_E: Tensor, pixels: int, scale: float, least: int
+) -> Tensor:
+    """Do what ``reference.segment`` says; weights are float32, places int64."""
+    weights_E, from_E, to_E = (one.contiguous() for one in (weights_E, from_E, to_E))
+    regions_N = torch.empty(pixels, dtype=torch.int64)
+    edges = (weights_E.data_ptr(), from_E.data_ptr(), to_E.data_ptr(), len(weights_E))
+    cpu.check(_segment(*edges, pixels, scale, least, regions_N.data_ptr()))
+    return regions_N

@@ -320,3 +320,35 @@ def soft_nms(
         left[best] = -1
     index = torch.tensor(kept, dtype=torch.int64, device=boxes.device)
     return index, torch.stack(worth) if worth else scores.new_empty(0)
+
+
+# ---- first regions ----
+
+
+def segment(
+    weights_E: Tensor, from_E: Tensor, to_E: Tensor, pixels: int, scale: float, least: int
+) -> Tensor:
+    """Join pixels along edges whose weights rise; return regions_N, a pixel that stands for each.
+
+    An edge joins two regions that differ no more inside than along it: its weight is at most
+    min(Int(a) + scale / |a|, Int(b) + scale / |b|). Then those of fewer than ``least`` pixels go to
+    what they are most like. Source: Felzenszwalb and Huttenlocher, IJCV 2004.
+    """
+    parent, sizes, limit = list(range(pixels)), [1] * pixels, [scale] * pixels
+    edges = list(zip(weights_E.tolist(), from_E.tolist(), to_E.tolist(), strict=True))
+
+    def root(pixel: int) -> int:
+        while parent[pixel] != pixel:
+            pixel = parent[pixel]
+        return pixel
+
+    for weight, one, other in edges:
+        a, b = root(one), root(other)
+        if a != b and weight <= min(limit[a], limit[b]):
+            parent[b], sizes[a] = a, sizes[a] + sizes[b]
+            limit[a] = weight + scale / sizes[a]
+    for _, one, other in edges:
+        a, b = root(one), root(other)
+        if a != b and min(sizes[a], sizes[b]) < least:
+            parent[b], sizes[a] = a, sizes[a] + sizes[b]
+    return torch.tensor([root(pixel) for pixel in range(pixels)], dtype=torch.int64)

@@ -22,6 +22,8 @@ int dlp_nms(const float *planes, size_t n, const int64_t *ends, size_t groups, f
             int32_t *gone);
 ssize_t dlp_soft_nms(const float *planes, float *score, size_t n, float limit, float sigma,
                      float least, int64_t *kept, float *worth);
+int dlp_segment(const float *weight, const int64_t *from, const int64_t *to, size_t edges, size_t n,
+                double scale, int64_t least, int64_t *region);
 
 /* Mostly near the image, sometimes anything that a float may be. */
 static void near_image(float *v, size_t n) {
@@ -75,6 +77,17 @@ static void check_boxes(void) {
     free(planes), free(score), free(worth), free(kept), free(gone);
 }
 
+static void check_regions_of_pixels(void) {
+    size_t n = any(40) + 1, edges = any(80);
+    float *weight = vector(edges);
+    int64_t *from = calloc(edges, sizeof *from), *to = calloc(edges, sizeof *to);
+    int64_t *region = calloc(n, sizeof *region);
+    for (size_t e = 0; e < edges; e++) from[e] = (int64_t)any(n), to[e] = (int64_t)any(n);
+    REQUIRE(!dlp_segment(weight, from, to, edges, n, 1.5, (int64_t)any(5), region));
+    for (size_t i = 0; i < n; i++) REQUIRE(region[region[i]] == region[i]);
+    free(weight), free(from), free(to), free(region);
+}
+
 static void check_vision(int times) {
-    for (int i = 0; i < times; i++) check_deform(), check_regions(), check_boxes();
+    for (int i = 0; i < times; i++) check_deform(), check_regions(), check_boxes(), check_regions_of_pixels();
 }

@@ -15,7 +15,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from kernels.vision.native import segment
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -80,7 +83,7 @@ def groupings(image_HW3: NDArray[np.uint8], search: Search) -> Iterator[Regions]
         texture_HWC = slopes(image_HWC)
         edges = _edges(image_HWC)
         for scale in search.scales:
-            labels_HW = segment(edges, (height, width), scale * side, round(search.least * area))
+            labels_HW = _segmented(edges, (height, width), scale * side, round(search.least * area))
             first = describe(image_HWC, texture_HWC, labels_HW)
             for names in search.sums:
                 yield group(first, names)
@@ -91,7 +94,7 @@ def initial_regions(
 ) -> Ints:
     """Return labels_HW from 0 of the first regions of an RGB picture."""
     image_HWC = smoothed(in_space(image_HW3, "rgb"), sigma)
-    return segment(_edges(image_HWC), image_HW3.shape[:2], scale, least)
+    return _segmented(_edges(image_HWC), image_HW3.shape[:2], scale, least)
 
 
 # ---- colours, smoothing, slopes ----
@@ -183,44 +186,14 @@ def _edges(image_HWC: Floats) -> tuple[Floats, Ints, Ints]:
     return weights_E[order], from_E[order], to_E[order]
 
 
-def segment(
+def _segmented(
     edges: tuple[Floats, Ints, Ints], size: tuple[int, int], scale: float, least: int
 ) -> Ints:
-    """Return labels_HW: an edge joins two regions that differ no more inside than along it.
-
-    Source: Felzenszwalb and Huttenlocher (2004): joined if the weight is at most
-    min(Int(a) + k / |a|, Int(b) + k / |b|), then small ones to what they are most like.
-    """
-    weights_E, from_E, to_E = edges
-    count = size[0] * size[1]
-    parent, sizes, limit = list(range(count)), [1] * count, [scale] * count
-    for weight, a, b in zip(weights_E.tolist(), from_E.tolist(), to_E.tolist(), strict=True):
-        while parent[a] != a:
-            parent[a] = a = parent[parent[a]]
-        while parent[b] != b:
-            parent[b] = b = parent[parent[b]]
-        if a != b and weight <= limit[a] and weight <= limit[b]:
-            parent[b] = a
-            sizes[a] += sizes[b]
-            limit[a] = weight + scale / sizes[a]
-    roots_N = _roots(np.array(parent))
-    apart = roots_N[from_E] != roots_N[to_E]
-    for a, b in zip(roots_N[from_E[apart]].tolist(), roots_N[to_E[apart]].tolist(), strict=True):
-        while parent[a] != a:
-            parent[a] = a = parent[parent[a]]
-        while parent[b] != b:
-            parent[b] = b = parent[parent[b]]
-        if a != b and (sizes[a] < least or sizes[b] < least):
-            parent[b] = a
-            sizes[a] += sizes[b]
-    _, labels_N = np.unique(_roots(np.array(parent)), return_inverse=True)
+    """Return labels_HW of the first regions."""
+    weights_E, from_E, to_E = (torch.from_numpy(one) for one in edges)
+    regions_N = segment(weights_E, from_E, to_E, size[0] * size[1], scale, least)
+    _, labels_N = np.unique(regions_N.numpy(), return_inverse=True)
     return labels_N.reshape(size).astype(np.int64)
-
-
-def _roots(parent_N: Ints) -> Ints:
-    while not np.array_equal(above := parent_N[parent_N], parent_N):
-        parent_N = above
-    return parent_N
 
 
 # ---- grouping ----

@@ -119,17 +119,17 @@ def test_it_finds_plates_and_faces_better_with_each_look() -> None:
     whole = replace(task, side=224).look(models, street.image_HW3)
     sure = whole.take(whole.scores_N > 0.5).boxes_N4
     assert len(sure) and float((pair_iou(sure, tiles.boxes_N4).amax(1) > 0.5).float().mean()) > 0.7
-    once, halved = (_blurred(replace(task, halvings=times), models) for times in (0, 2))
+    once, halved = (_blurred(replace(task, halvings=times), models) for times in (0, 1))
     print(once, halved)
-    assert halved > 2 * once, "what is four times as near as in training is found in small pictures"
+    assert halved > 1.5 * once, "what is twice as near as in training is found in small pictures"
 
 
 def _blurred(task: RefineRCNN, models: Models) -> float:
-    """Return the share of the plates and faces of large streets that is blurred."""
+    """Return the share of the large plates and faces of large streets that is blurred."""
     shares = []
-    for seed in range(2):
-        street = draw_panorama(seed, replace(SMALL, height=512, width=1024))
-        blurred_HW = torch.zeros(512, 1024, dtype=torch.bool)
+    for seed in range(4):
+        street = draw_panorama(seed, replace(SMALL, height=256, width=512))
+        blurred_HW = torch.zeros(256, 512, dtype=torch.bool)
         for left, top, right, bottom in task.look(models, street.image_HW3).boxes_N4.int().tolist():
             blurred_HW[top:bottom, left:right] = True
         for left, top, right, bottom in street.true.boxes_N4.int().tolist():
