@@ -58,10 +58,9 @@ stage() { # text, command...: one line when it starts, one clear line when it fa
         die "$text failed: $(grep -iE 'error|no space' "$LOG" | tail -1 | cut -c1-200) - everything it said: $LOG - do: correct that and run the same command again"
 }
 
-compile() { # pip does it on one core; some packages carry files that no Python can compile
-    # What is seldom imported, four files of ten, is compiled when it is.
-    "$VENV/bin/python" -m compileall -q -j 0 -x '/(tests?|testing|sympy|mpmath|_inductor|_dynamo|onnx|mypy|fontTools)/' \
-        "$VENV"/lib/python*/site-packages || true
+compile() { # by importing: nine files of ten that pip installs are never read
+    env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -c 'import dlplatform.trainer, launch.compose, trainers
+import torch._dynamo, torch.utils.tensorboard, matplotlib.pyplot'
 }
 
 has_compiler() {
@@ -103,7 +102,7 @@ stage "installing $TORCH (about 200 MB, the longest part)" "${PIP[@]}" install -
 stage "installing the build tools" "${PIP[@]}" install "setuptools>=70.1"
 stage "building the kernels, installing the platform, MPI and the tests" \
     "${PIP[@]}" install --no-compile --no-build-isolation -e ".[mpi,dev]"
-stage "compiling what was installed" compile
 [ -e kernels/_native.so ] || stage "building the kernels" "$VENV/bin/python" -m kernels.build
+stage "compiling what is used" compile
 key >"$VENV/stamp"
 say "ready in $((SECONDS - BEGIN)) s"

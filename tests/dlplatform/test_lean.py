@@ -51,3 +51,12 @@ def test_optimizers_step_as_before_without_the_compiler() -> None:
 
 def test_what_is_compiled_later_still_is() -> None:
     assert said(COMPILED).returncode == 0
+
+
+def test_a_script_with_the_two_lines_starts_without_the_compiler_too() -> None:
+    model = "model = torch.nn.Linear(2, 1)"
+    lines = ["import sys, torch, dlplatform", "dlplatform.init()", model]
+    lines += ["optimizer = torch.optim.SGD(model.parameters(), lr=0.1)"]
+    lines += ["optimizer = dlplatform.distribute(optimizer, model, rule='asgd')"]
+    lines += ["model(torch.ones(1, 2)).sum().backward()", "optimizer.step()"]
+    assert said("\n".join([*lines, "print('torch._dynamo' in sys.modules)"])).stdout == "False\n"

@@ -89,5 +89,7 @@ static void check_regions_of_pixels(void) {
 }
 
 static void check_vision(int times) {
-    for (int i = 0; i < times; i++) check_deform(), check_regions(), check_boxes(), check_regions_of_pixels();
+    for (int i = 0; i < times; i++) {
+        check_deform(), check_regions(), check_boxes(), check_regions_of_pixels();
+    }
 }

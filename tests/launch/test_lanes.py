@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import guest
 import pytest
 from liverun import processes, until
 
@@ -89,3 +91,15 @@ def test_lanes_that_are_stopped_leave_nothing(tmp_path: Path) -> None:
     lanes.terminate()
     assert lanes.wait(60) == 130
     assert not processes(str(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root lets a process go first")
+def test_the_guest_goes_before_everything_else() -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        try:
+            guest.first(process.pid)
+            assert os.getpriority(os.PRIO_PROCESS, process.pid) == guest.FIRST
+            session = Path(f"/proc/{process.pid}/autogroup")
+            assert not session.exists() or f"nice {guest.FIRST}\n" in session.read_text()
+        finally:
+            process.kill()

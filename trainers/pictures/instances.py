@@ -166,8 +166,13 @@ class _Pen:
         y = int(box_4[1] * self.scale) - high
         y = y if y >= 0 else int(max(0, box_4[1]) * self.scale)
         self.draw.rectangle((x, y, x + wide, y + high), fill=colour)
-        ink = (255, 255, 255) if sum(colour) < 450 else (20, 20, 20)
-        self.draw.text((x + 3 - left, y + 3 - top), text, fill=ink, font=font)
+        self.draw.text((x + 3 - left, y + 3 - top), text, fill=ink(colour), font=font)
+
+
+def ink(colour: Colour) -> Colour:
+    """Return black or white, whichever can be read on a colour: by its luma (ITU-R BT.601)."""
+    red, green, blue = colour
+    return (255, 255, 255) if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else (20, 20, 20)
 
 
 def _side(one: str, other: str) -> Colour:

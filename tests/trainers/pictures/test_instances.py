@@ -7,7 +7,7 @@ import torch
 
 from trainers.data.instances import Found, Instances, Kinds
 from trainers.data.skeletons import FACES
-from trainers.pictures.instances import Compared, describe, draw_compared, draw_objects
+from trainers.pictures.instances import Compared, describe, draw_compared, draw_objects, ink
 from trainers.pictures.sheet import Heading
 
 BLUE = (10, 20, 250)
@@ -61,6 +61,13 @@ def test_words_say_state_or_class_and_how_sure() -> None:
     assert describe(found(0.876), 0, KINDS) == "face 0.88"
     states = found(0.5)._replace(states_NS=torch.tensor([[0.9, 0.1]]))
     assert describe(states, 0, KINDS) == "open 0.50"
+
+
+def test_words_can_be_read_on_bright_and_on_dark_colours() -> None:
+    for bright in ((128, 255, 64), (255, 183, 3), (60, 220, 255), (255, 190, 40)):
+        assert ink(bright) == (20, 20, 20)
+    for deep in ((239, 71, 111), (131, 56, 236), (17, 138, 178), (0, 0, 0)):
+        assert ink(deep) == (255, 255, 255)
 
 
 def test_a_sheet_shows_truth_over_answers() -> None:
