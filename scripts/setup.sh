@@ -58,7 +58,7 @@ stage() { # text, command...: one line when it starts, one clear line when it fa
         die "$text failed: $(grep -iE 'error|no space' "$LOG" | tail -1 | cut -c1-200) - everything it said: $LOG - do: correct that and run the same command again"
 }
 
-compile() { # by importing: nine files of ten that pip installs are never read
+compile() { # by importing: most files that pip installs are never read
     env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -c 'import dlplatform.trainer, launch.compose, trainers
 import torch._dynamo, torch.utils.tensorboard, matplotlib.pyplot'
 }

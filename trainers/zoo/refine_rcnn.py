@@ -58,7 +58,7 @@ class RefineRCNN(Proposer):
     shared_px: int = 64
     """Pixels that neighbouring tiles of large pictures share, at least as large as an object."""
     halvings: int = 2
-    """How often a large picture is halved and looked at again, for what is nearer than in the
+    """How often a picture is halved and looked at again, for what is nearer than in the
     pictures that it learnt from."""
     crops: int = 8
     """Squares of ``side`` pixels that are cut out of each picture of a folder."""

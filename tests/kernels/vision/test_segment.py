@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -33,8 +35,10 @@ def test_c_joins_what_the_definition_joins(
 @pytest.mark.parametrize(
     ("scale", "least", "regions"), [(1.0, 0, [0, 0, 2, 2]), (9.0, 0, [0] * 4), (1.0, 3, [0] * 4)]
 )
-def test_four_pixels_in_a_row(who: object, scale: float, least: int, regions: list[int]) -> None:
+def test_four_pixels_in_a_row(
+    who: ModuleType, scale: float, least: int, regions: list[int]
+) -> None:
     """Two pairs that are alike: apart, unless the scale is large or pairs are too small."""
     weights = torch.tensor([0.5, 0.5, 4.0])
     edges = (weights, torch.tensor([0, 2, 1]), torch.tensor([1, 3, 2]))
-    assert who.segment(*edges, 4, scale, least).tolist() == regions  # type: ignore[attr-defined]
+    assert who.segment(*edges, 4, scale, least).tolist() == regions
