@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,6 +201,10 @@ def put_moments(optimizers: dict[str, Optimizer], moments: dict[str, Tensor]) ->
             if home == group and index not in ("raw", "rule"):
                 states.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({**whole, "state": states})
+        for p, state in optimizer.state.items():
+            for key, value in state.items():
+                if value.shape == p.shape and value.stride() != p.stride():
+                    state[key] = torch.empty_like(p).copy_(value)
 
 
 def states_of(groups: Groups) -> dict[str, Tensor]:
@@ -207,8 +212,9 @@ def states_of(groups: Groups) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for group, (flat, rule) in groups.items():
         for name, buffer in rule.states().items():
-            found[f"{group}/rule/{name}"] = state = torch.empty(flat.length)
+            state, found[f"{group}/rule/{name}"] = torch.zeros(2, flat.length)
             buffer.read(state.data_ptr())
+            _copy(flat.views(state), flat.views(found[f"{group}/rule/{name}"], plain=True))
     return found
 
 
@@ -218,7 +224,14 @@ def put_states(groups: Groups, saved: dict[str, Tensor]) -> None:
         for name, buffer in rule.states().items():
             state = saved.get(f"{group}/rule/{name}")
             if state is not None and state.numel() == flat.length:
-                buffer.write(state.data_ptr())
+                mine = torch.zeros(flat.length)
+                _copy(flat.views(state, plain=True), flat.views(mine))
+                buffer.write(mine.data_ptr())
+
+
+def _copy(these: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+    for tensor, copy in zip(these, into, strict=True):
+        copy.copy_(tensor)
 
 
 def make_task(settings: dict[str, Any], minibatches: int | None = None) -> Task:

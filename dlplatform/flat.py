@@ -97,12 +97,18 @@ class FlatGroup(OnHost):
                     "one device for one group"
                 )
 
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """Return a flat vector as tensors shaped like the parameters."""
-        return [
-            flat[at : at + p.numel()].view(p.shape)
-            for p, at in zip(self.parameters, self.offsets, strict=True)
-        ]
+    def views(self, flat: Tensor, plain: bool = False) -> list[Tensor]:
+        """Return a flat vector as tensors that are shaped and lie in memory as the parameters do.
+
+        Weights with channels last stay so; ``plain`` takes the vector for one in which all values
+        are in the order of their indices, as in a file.
+        """
+        found = []
+        for p, at in zip(self.parameters, self.offsets, strict=True):
+            like = torch.empty(p.shape, device="meta") if plain else p
+            strides = torch.empty_like(like, device="meta").stride()  # of memory without gaps
+            found.append(flat[at : at + p.numel()].as_strided(p.shape, strides))
+        return found
 
     def _zeros(self) -> Tensor:
         memory = Memory(self.length)

@@ -31,6 +31,25 @@ def test_parameters_keep_their_values_and_become_views() -> None:
     assert (group.weight[:32] == 1).all()
 
 
+def test_weights_with_channels_last_stay_so() -> None:
+    plain, model = (nn.Sequential(nn.Conv2d(3, 5, 3), nn.Conv2d(5, 2, 2)) for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    group = group_of(model.to(memory_format=torch.channels_last))
+    x_BCHW = torch.randn(2, 3, 9, 9)
+    y_BCHW = model(x_BCHW)
+    assert y_BCHW.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(y_BCHW, plain(x_BCHW), atol=1e-6)
+    for net in (plain, model):
+        net(x_BCHW).square().sum().backward()
+    for p, q, view in zip(model.parameters(), plain.parameters(), group._grad_views, strict=True):
+        assert p.grad is view
+        assert p.stride() == view.stride()
+        assert q.grad is not None and torch.allclose(view, q.grad, rtol=1e-4, atol=1e-4)
+    last, plain_view = (group.views(group.weight, plain=way)[0] for way in (False, True))
+    assert torch.equal(last, model[0].weight) and not torch.equal(plain_view, last)
+    assert plain_view.is_contiguous() and plain_view.data_ptr() == last.data_ptr()
+
+
 def test_every_parameter_starts_on_a_cache_line_and_gaps_stay_zero() -> None:
     group = group_of(nn.ParameterList([torch.ones(n) for n in (1, 17, 16)]))
     assert group.offsets == [0, 16, 48]

@@ -12,11 +12,12 @@ import pytest
 import torch
 from runs import alone, equal, state, weights, well
 from tinyjobs import Workers, at, run, settings, until
-from tinytask import recorded
+from tinytask import Points, recorded
 
 from dlplatform.checkpoint import Checkpoint, load_models
 from dlplatform.errors import Diverged
 from dlplatform.memorybox.process import Boxes
+from dlplatform.task import Models
 from dlplatform.trainer import Trainer
 from dlplatform.world import World
 
@@ -234,3 +235,36 @@ def test_what_a_rule_keeps_in_the_boxes_is_in_the_checkpoint(rule: str, tmp_path
     buffer.read(held.data_ptr())
     assert torch.equal(held, saved[name])
     assert again.fit() > 0.5
+
+
+def test_a_checkpoint_is_the_same_however_weights_lie_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turned(self: Points) -> Models:
+        for p in (models := plain(self))["net"].parameters():
+            p.data = p.data.t().contiguous().t()
+        return models
+
+    plain, homes = Points.models, (tmp_path / "plain", tmp_path / "turned")
+    options: dict[str, Any] = {"rule": "diloco", "rule_fields": {"interval": 4}}
+    options |= {"run": {"minibatches": 40}, "optimizer_name": "adam", "lr": 0.01}
+    for home, models in zip(homes, (plain, turned), strict=True):
+        monkeypatch.setattr(Points, "models", models)
+        Trainer(settings(home, **options), World()).fit()
+    one, other = (Checkpoint.load(home).moments for home in homes)
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.allclose(one[key], other[key], atol=1e-5), key
+
+    options["run"] = {"minibatches": 80}
+    again = Trainer(settings(homes[0], resume="auto", **options), World())
+    weight = next(iter(again.groups["main"][0].parameters))
+    moment = again.optimizers["main"].state[weight]["exp_avg"]
+    assert not weight.is_contiguous() and moment.stride() == weight.stride()
+    assert torch.equal(moment, one["main/0/exp_avg"])
+    assert again.fit() > 0.5
+    third = Checkpoint.load(homes[0]).moments["main/rule/momentum"]
+    monkeypatch.setattr(Points, "models", plain)
+    Trainer(settings(homes[1], resume="auto", **options), World()).fit()
+    fourth = Checkpoint.load(homes[1]).moments["main/rule/momentum"]
+    assert torch.allclose(third, fourth, atol=1e-3)

@@ -66,7 +66,9 @@ class Classifier(Supervised):
 
     def models(self) -> Models:
         """Build the network."""
-        return {"net": self.network()}
+        import torch
+
+        return {"net": self.network().to(memory_format=torch.channels_last)}
 
     def batch(self, split: str, number: int) -> Pair:
         """Return minibatch ``number``, augmented if so configured."""

@@ -112,7 +112,10 @@ class Detector(Supervised):
 
     def models(self) -> Models:
         """Build the network."""
-        return {"net": self.network(self.examples("test").kinds)}
+        import torch
+
+        net = self.network(self.examples("test").kinds)
+        return {"net": net.to(memory_format=torch.channels_last)}
 
     def batch(self, split: str, number: int) -> Batch:
         """Return minibatch ``number``: random views of its pictures."""

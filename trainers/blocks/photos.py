@@ -86,9 +86,11 @@ class Photos(Classifier):
 
     def models(self) -> Models:
         """Build the network."""
+        import torch
+
         from trainers.nets.backbone import Centred
 
-        net = self.network()
+        net = self.network().to(memory_format=torch.channels_last)
         if self.centred:
             net.inputs = Centred()
         return {"net": net}

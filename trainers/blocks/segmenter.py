@@ -90,7 +90,10 @@ class Segmenter(Supervised):
 
     def models(self) -> Models:
         """Build the network."""
-        return {"net": self.network(len(self.scenes("test").kinds))}
+        import torch
+
+        net = self.network(len(self.scenes("test").kinds))
+        return {"net": net.to(memory_format=torch.channels_last)}
 
     def batch(self, split: str, number: int) -> Pair:
         """Return minibatch ``number``: random views of its pictures."""

@@ -106,6 +106,8 @@ class ImageCaption(Annealed):
 
     def models(self) -> Models:
         """Build the CNN and the LSTM."""
+        import torch
+
         from trainers.data.weights import read_weights
         from trainers.nets.caption import Looker, Teller
 
@@ -114,7 +116,7 @@ class ImageCaption(Annealed):
             read_weights(looker, Path(self.weights), "task.weights")
         words = len(self.pictured().vocabulary)
         return {
-            "cnn": looker,
+            "cnn": looker.to(memory_format=torch.channels_last),
             "rnn": Teller(self.features, words, self.units, self.init, self.dropout),
         }
 
