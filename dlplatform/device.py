@@ -6,8 +6,8 @@ stream, so that the next minibatch need not wait for it; what comes back is adde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -53,6 +53,20 @@ def reseed(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
+
+
+@contextmanager
+def able(precision: str) -> Iterator[None]:
+    """Say of a layer that a processor lacks in a run's precision what to do about it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if precision == "fp32" or "could not create a primitive" not in str(error):
+            raise
+        raise EnvironmentMissing(
+            f"run.precision={precision}: {str(error).partition('. ')[0]} on this processor - "
+            "allowed: fp32 here - do: run.precision=fp32, or train on a GPU"
+        ) from error
 
 
 def moved(batch: Any, device: torch.device) -> Any:

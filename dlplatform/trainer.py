@@ -227,7 +227,7 @@ class Trainer:
         batch = device.moved(self.ahead.read(number), self.device)
         losses = self.task.losses(self.forward, batch)
         while True:
-            with self.autocast:
+            with self.autocast, device.able(self.run.precision):
                 pair = next(losses, None)
             if pair is None:
                 return

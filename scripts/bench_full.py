@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -131,6 +132,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print each row as it comes, write the figures; return 1 if a recipe failed."""
     options = parse(argv)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the run, too
     found: dict[str, Any] = machine() | {
         "gpu": runs.asked(options.device, "name,driver_version"),
         "rows": [],

@@ -14,6 +14,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ from boxbench.report import Watch  # noqa: E402
 from trainbench import report  # noqa: E402
 from trainbench.rows import Row  # noqa: E402
 
+from dlplatform.checkpoint import make_task  # noqa: E402
+from dlplatform.device import changed  # noqa: E402
+from dlplatform.task import Batch, Models, Task, added  # noqa: E402
 from kernels.vision import (  # noqa: E402
     batched_nms,
     deform_conv2d,
@@ -43,6 +48,10 @@ from trainers.nets.convnet import MaxPool2d  # noqa: E402
 
 PAGE = ROOT / "docs" / "benchmarks" / "kernels.md"
 BOXES, ROIS, CHANNELS = 1000, 512, 256
+LAYOUTS = (
+    "zoo/digits", "zoo/fcn", "zoo/segnet", "zoo/style", "zoo/nic", "zoo/faster_rcnn",
+    "zoo/refine_rcnn", "zoo/resnet", "road/deformable", "human/instances",
+)  # fmt: skip
 Work = Callable[[], object]
 
 
@@ -249,9 +258,26 @@ def pooling(repeat: int) -> Iterator[Row]:
             yield compared("pool", f"max pooling, {what}{end}", "torch.nn", both, repeat)
 
 
+def layouts(repeat: int) -> Iterator[Row]:
+    """Measure a minibatch of some tasks, forward and backward, in both layouts of memory."""
+    for name in LAYOUTS:
+        task = make_task({"name": name, "seed": 0})
+        last, batch = task.models(), task.batch("train", 0)
+        first, plain = deepcopy(last), changed(batch, Tensor.contiguous)
+        for net in first.values():
+            net.to(memory_format=torch.contiguous_format)
+
+        def train(models: Models, batch: Batch, task: Task = task) -> None:
+            for _, terms in task.losses(models, batch):
+                added(terms).backward()  # type: ignore[no-untyped-call]
+
+        both = partial(train, last, batch), partial(train, first, plain)
+        yield compared("layout", f"a minibatch of {name}", "channels first", both, repeat)
+
+
 GROUPS = {
     "nms": suppression, "roi": regions, "deform": deformable, "squeezed": squeezed,
-    "pool": pooling, gpurows.GROUP: gpurows.rows,
+    "pool": pooling, "layout": layouts, gpurows.GROUP: gpurows.rows,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 SPACE = "dlplatform"
 
@@ -21,7 +22,7 @@ def register(
 
     Args:
         schema: ``NAME(arguments) -> results`` as torch writes it.
-        run: the kernel; it chooses by device and dtype.
+        run: the kernel; it chooses by device and dtype, and computes in that of its arguments.
         fake: results of the right shape without data, for FakeTensorMode and torch.compile.
         keep: saves for backward, as ``setup_context`` of an autograd function.
         derive: backward of an autograd function; None for operators without a derivative.
@@ -29,11 +30,21 @@ def register(
     name, _, rest = schema.partition("(")
     full = f"{SPACE}::{name}"
     torch.library.define(full, f"({rest}")
-    torch.library.impl(full, "default", run)
+    torch.library.impl(full, "default", _exact(run))
     torch.library.register_fake(full, fake)
     if derive:
         torch.library.register_autograd(full, derive, setup_context=keep)
     return getattr(getattr(torch.ops, SPACE), name).default
+
+
+def _exact(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep autocast out of a kernel: it would bring some of its products to lower precision."""
+
+    def kernel(first: Tensor, *rest: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return run(first, *rest)
+
+    return kernel
 
 
 def require(truth: object, wrong: str) -> None:

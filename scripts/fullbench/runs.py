@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
+PRCTL = ctypes.CDLL(None).prctl
 PARAMETERS = re.compile(r": ([\d,]+) parameters")
 LOOKS = 5
 """Minibatches whose reading is timed without training."""
@@ -104,8 +106,9 @@ def _ended(line: Sequence[str], wish: Wish, folder: Path, log: IO[str]) -> tuple
     """Run a command to its end, or end it; return why it was, in training or when scoring."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_given()])}
     process = subprocess.Popen(
-        line, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-    )
+        line, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+        preexec_fn=lambda: PRCTL(1, signal.SIGKILL),  # it ends when this process is killed
+    )  # fmt: skip
     begin = time.monotonic()
     trained = 0.0
     try:

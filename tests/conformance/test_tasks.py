@@ -19,7 +19,7 @@ from tinyjobs import Workers, at, judged_on, settings, until
 from torch.utils._pytree import tree_leaves
 
 from dlplatform.checkpoint import make_task
-from dlplatform.errors import Preempted
+from dlplatform.errors import EnvironmentMissing, Preempted
 from dlplatform.memorybox.cluster import Cluster
 from dlplatform.memorybox.process import Boxes
 from dlplatform.seeds import derive
@@ -33,7 +33,7 @@ CURVES = Path(__file__).with_name("curves.json")
 NAMES = [name for name, cls in tasks().items() if cls.__module__.startswith("trainers.")]
 EPISODES = ("retrieval/fewshot",)  # whose size of a batch is that of its classes
 SMALL = {"batch_size": 4, "utterances": 120}
-SEED, STEPS, STOP, ROUNDS, WORKERS = 3, 20, 4, 2, 2
+SEED, STEPS, STOP, ROUNDS, WORKERS = 3, 12, 3, 2, 2
 ROUNDING = 1e-7
 """Gradients below are zero but for rounding (of a bias before a softmax); Adam takes their sign."""
 ALIKE = 3
@@ -49,6 +49,8 @@ KILL = 20
 KINDS = {name.partition("/")[0]: name for name in reversed(NAMES)}
 KILLED = {*KINDS.values(), "zoo/digits", "zoo/dcgan", "zoo/dqn", "zoo/mask_rcnn"}
 """One task of every family and kind of training; the others with --long."""
+SPARE, HALVED = {*KINDS.values(), "zoo/nic", "zoo/mask_rcnn"}, 1
+"""Tasks that train some minibatches in bf16, which takes long where a processor lacks it."""
 
 every_task = pytest.mark.parametrize("name", NAMES)
 
@@ -256,6 +258,24 @@ def test_losses_are_as_recorded_and_go_on_after_a_stop(name: str, tmp_path: Path
     )
     assert whole.losses[:ALIKE] == pytest.approx(recorded[:ALIKE], rel=0.03, abs=0.01), said
     assert fmean(whole.losses) == pytest.approx(fmean(recorded), rel=0.15), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [name if name in SPARE else pytest.param(name, marks=LONG) for name in NAMES]
+)
+def test_it_trains_in_lower_precision(name: str, tmp_path: Path) -> None:
+    config = settings(
+        tmp_path, name, seed=SEED, run={"minibatches": HALVED, "precision": "bf16"}, **small(name)
+    )
+    part = Watched(config)
+    try:
+        part.fit()
+    except EnvironmentMissing as missing:
+        assert "run.precision=bf16: could not create" in str(missing)
+        pytest.skip(str(missing))
+    recorded = json.loads(CURVES.read_text())[name]
+    assert part.losses == pytest.approx(recorded[:HALVED], rel=0.1, abs=0.05)
 
 
 def test_every_curve_belongs_to_a_task() -> None:

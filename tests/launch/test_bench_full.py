@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from tinyjobs import until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,6 +73,21 @@ def test_a_recipe_trains_and_one_that_fails_says_why(tmp_path: Path) -> None:
     failed = script("bench_full.py", *words, "task.units=0")
     assert failed.returncode == 1
     assert "FAILED: dlp: error: task.units=0 cannot work - allowed: 1 to 4096" in failed.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_ends_with_the_bench(how: signal.Signals, tmp_path: Path) -> None:
+    line = [sys.executable, str(ROOT / "scripts/bench_full.py"), "--recipes", "sensors_full"]
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([*line, "--minibatches", "100000", "--device", "cpu"], env=env) as bench:
+        until(lambda: list(tmp_path.glob("fullbench-*/run/metrics.jsonl")))
+        (trains,) = psutil.Process(bench.pid).children()
+        bench.send_signal(how)
+    assert bench.returncode == (143 if how == signal.SIGTERM else -how)
+    until(lambda: not trains.is_running())
+    assert bool(list(tmp_path.iterdir())) == (how == signal.SIGKILL)
 
 
 def test_an_unknown_recipe_is_refused_in_one_line() -> None:

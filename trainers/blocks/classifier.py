@@ -66,9 +66,9 @@ class Classifier(Supervised):
 
     def models(self) -> Models:
         """Build the network."""
-        import torch
+        from trainers.nets.convnet import channels_last
 
-        return {"net": self.network().to(memory_format=torch.channels_last)}
+        return {"net": channels_last(self.network())}
 
     def batch(self, split: str, number: int) -> Pair:
         """Return minibatch ``number``, augmented if so configured."""

@@ -112,22 +112,24 @@ class Detector(Supervised):
 
     def models(self) -> Models:
         """Build the network."""
-        import torch
+        from trainers.nets.convnet import channels_last
 
-        net = self.network(self.examples("test").kinds)
-        return {"net": net.to(memory_format=torch.channels_last)}
+        return {"net": channels_last(self.network(self.examples("test").kinds))}
 
     def batch(self, split: str, number: int) -> Batch:
         """Return minibatch ``number``: random views of its pictures."""
+        from trainers.data.readers import read_all
         from trainers.data.sampling import draw
         from trainers.synth.instance_views import random_view
 
         examples, window = self.examples(split), self._window()
         picked = draw(self.seed, number, self.batch_size, len(examples)).tolist()
-        return _stacked(
-            random_view(*examples[index], window, derive(self.seed, "view", number, place))
-            for place, index in enumerate(picked)
-        )
+
+        def view(place: int) -> tuple[Bytes, Instances]:
+            seed = derive(self.seed, "view", number, place)
+            return random_view(*examples[picked[place]], window, seed)
+
+        return _stacked(read_all(view, range(len(picked))))
 
     def batches(self, split: str) -> Iterator[Batch]:
         """Yield all pictures of a split, fitted into the square, in a fixed order."""

@@ -86,11 +86,10 @@ class Photos(Classifier):
 
     def models(self) -> Models:
         """Build the network."""
-        import torch
-
         from trainers.nets.backbone import Centred
+        from trainers.nets.convnet import channels_last
 
-        net = self.network().to(memory_format=torch.channels_last)
+        net = channels_last(self.network())
         if self.centred:
             net.inputs = Centred()
         return {"net": net}

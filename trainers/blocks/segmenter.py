@@ -90,10 +90,9 @@ class Segmenter(Supervised):
 
     def models(self) -> Models:
         """Build the network."""
-        import torch
+        from trainers.nets.convnet import channels_last
 
-        net = self.network(len(self.scenes("test").kinds))
-        return {"net": net.to(memory_format=torch.channels_last)}
+        return {"net": channels_last(self.network(len(self.scenes("test").kinds)))}
 
     def batch(self, split: str, number: int) -> Pair:
         """Return minibatch ``number``: random views of its pictures."""

@@ -6,11 +6,13 @@ Shape legend: B batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 CHANNELS = (16, 32, 64)
+M = TypeVar("M", bound=nn.Module)
 
 
 class DeepDigitCNN(nn.Module):
@@ -64,6 +66,16 @@ class MaxPool2d(nn.MaxPool2d):
             return found
         found = super().forward(x_BCHW.contiguous(memory_format=torch.channels_last))
         return found.contiguous()
+
+
+def channels_last(net: M) -> M:
+    """Keep the values of a place beside each other in memory, and return the network.
+
+    Its convolutions take up to a third less time on a processor so, on a GPU they are in
+    bf16 what tensor cores want; the flat vector of a group keeps the layout.
+    """
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net
 
 
 def he_init(net: nn.Module) -> None:

@@ -130,8 +130,10 @@ def random_view(
     gains_3 = 1 + window.colour * random.uniform(-1, 1, 3)
     contrast = 1 + window.colour * random.uniform(-1, 1)
     light = window.colour * 60 * random.uniform(-1, 1)
-    changed_HW3 = (view_HW3.astype(np.float32) - 128) * (contrast * gains_3) + 128 + light
-    return np.clip(changed_HW3, 0, 255).astype(np.uint8), objects
+    values_V1 = np.arange(256, dtype=np.float32)[:, None]
+    changed_V3 = np.clip((values_V1 - 128) * (contrast * gains_3) + 128 + light, 0, 255)
+    told = changed_V3.astype(np.uint8).T.ravel().tolist()
+    return np.array(Image.fromarray(view_HW3).point(told)), objects
 
 
 def undone(found: Found, view: View, size: tuple[int, int]) -> Found:

@@ -106,19 +106,16 @@ class ImageCaption(Annealed):
 
     def models(self) -> Models:
         """Build the CNN and the LSTM."""
-        import torch
-
         from trainers.data.weights import read_weights
         from trainers.nets.caption import Looker, Teller
+        from trainers.nets.convnet import channels_last
 
         looker = Looker(self.image, self.width, self.features)
         if self.weights:
             read_weights(looker, Path(self.weights), "task.weights")
         words = len(self.pictured().vocabulary)
-        return {
-            "cnn": looker.to(memory_format=torch.channels_last),
-            "rnn": Teller(self.features, words, self.units, self.init, self.dropout),
-        }
+        teller = Teller(self.features, words, self.units, self.init, self.dropout)
+        return {"cnn": channels_last(looker), "rnn": teller}
 
     def groups(self, models: Models) -> dict[str, Iterable[nn.Parameter]]:
         """Return the LSTM and the CNN as groups of their own."""

@@ -86,15 +86,14 @@ class StyleTransfer(Annealed):
 
     def models(self) -> Models:
         """Build the network that repaints, and what judges it."""
-        import torch
-
+        from trainers.nets.convnet import channels_last
         from trainers.nets.style import Patches, Transform, Vgg
 
         style_BCHW, width = self.studio.style_BCHW, self.loss_width
         weights = Path(self.weights)
         judge = Vgg(style_BCHW, width, weights) if self.weights else Patches(style_BCHW, width)
-        models: Models = {"net": Transform(self.width, self.residual), "judge": judge}
-        return {name: net.to(memory_format=torch.channels_last) for name, net in models.items()}
+        net = Transform(self.width, self.residual)
+        return {"net": channels_last(net), "judge": channels_last(judge)}
 
     def groups(self, models: Models) -> dict[str, Iterable[nn.Parameter]]:
         """Return the network that repaints only."""

@@ -121,6 +121,14 @@ def test_no_regions_and_layouts_of_memory() -> None:
     torch.testing.assert_close(half.float(), roi_align(last, rois, 3), atol=0.1, rtol=0.1)
 
 
+def test_autocast_leaves_the_definition_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_BCHW, rois = scene(14)
+    monkeypatch.setattr(native, "fits", lambda *tensors: False)  # as on a GPU
+    with torch.autocast("cpu", torch.bfloat16):
+        found = roi_align(x_BCHW, rois, 3)
+    assert found.equal(roi_align(x_BCHW, rois, 3))
+
+
 def test_regions_that_are_no_numbers_read_nothing() -> None:
     x_BCHW, _ = scene(12)
     rois = torch.tensor([[0.0, torch.nan, 0, 5, 5], [1, 0, -torch.inf, 5, torch.inf]])
