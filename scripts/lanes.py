@@ -29,7 +29,7 @@ LANES = 4
 TYPES = "mypy"
 """The piece that checks types."""
 GUEST = "rdma"
-"""The piece of all tests with this mark, which run in one guest."""
+"""The piece of all tests with this mark, which run in one guest with --slow."""
 PLACES = (
     "tests/conformance/test_tasks.py",
     "tests/trainers/zoo",
@@ -112,10 +112,13 @@ def parts() -> list[Piece]:
     """Return all pieces, in the order in which lanes take them."""
     places = [place for place in PLACES if (ROOT / place).exists()]
     pieces = [Piece(TYPES, [])] if "--types" in sys.argv else []
-    pieces.append(Piece(GUEST, ["tests", "-m", GUEST]))
+    rest = list[str]()
+    if "--slow" in sys.argv:  # else no guest is started
+        pieces.append(Piece(GUEST, ["tests", "-m", GUEST]))
+        rest = ["-m", f"not {GUEST}"]
     for place in places:
         others = [f"--ignore={one}" for one in places if one.startswith(f"{place}/")]
-        pieces.append(Piece(place, [place, *others, "-m", f"not {GUEST}"]))
+        pieces.append(Piece(place, [place, *others, *rest]))
     return pieces
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Sets up once, checks style and types, then runs the tests.
-#   --slow      the slow tests, too (--slow --long: long forms of them besides), in lanes side by side (scripts/lanes.py)
+#   --slow      the slow tests, too (--slow --long: long forms of them besides)
 #   --no-lint   only the tests
-#   anything else goes to pytest: bash scripts/test.sh tests/launch -k kill
+#   anything else goes to pytest: bash scripts/test.sh tests/launch -k kill; without, all tests run
+#               in lanes side by side (scripts/lanes.py)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset PYTHONDONTWRITEBYTECODE # a thousand processes start here: what one has compiled serves all
@@ -11,15 +12,16 @@ rest=()
 for word in "$@"; do
     if [ "$word" = --no-lint ]; then lint=no; else rest+=("$word"); fi
 done
-lanes=()
-case "${rest[*]}" in --slow | "--slow --long") lanes=(python scripts/lanes.py) ;; esac
+lanes=() slow=no
+case "${rest[*]}" in "" | --slow | "--slow --long") lanes=(python scripts/lanes.py) ;; esac
+case " ${rest[*]} " in *" --slow "*) slow=yes ;; esac
 prepare() { # while pip keeps one processor busy; what goes wrong is told by the tests that need it
     bash scripts/slurm_here.sh install
     compgen -G "/sys/class/infiniband/*" || bash scripts/rdma_vm/build.sh
 }
-if [ ${#lanes[@]} != 0 ]; then prepare >/dev/null 2>&1 & fi
+if [ $slow = yes ] && [ ${#lanes[@]} != 0 ]; then prepare >/dev/null 2>&1 & fi
 bash scripts/setup.sh
-case " $* " in *" --slow "*) bash scripts/mpich.sh ;; esac  # they run with both MPIs
+if [ $slow = yes ]; then bash scripts/mpich.sh; fi # they run with both MPIs
 export PATH="$PWD/.venv/bin:$PATH"
 if [ "$lint" = yes ]; then
     ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -22,13 +23,6 @@ def test_once():
     if not seen.exists():
         seen.touch()
         raise AssertionError("busy")
-"""
-FABRIC = """
-import pytest
-
-@pytest.mark.rdma
-def test_fabric():
-    assert True
 """
 LONGEST = """
 from pathlib import Path
@@ -54,7 +48,6 @@ def placed(folder: Path, launch: str) -> list[str]:
     (folder / "tests" / "launch").mkdir()
     (folder / "tests" / "launch" / "test_launch.py").write_text(launch)
     (folder / "tests" / "test_rest.py").write_text("def test_rest(): pass")
-    (folder / "tests" / "test_fabric.py").write_text(FABRIC)
     return [sys.executable, str(folder / "scripts" / "lanes.py"), "-v", "-p", "no:cacheprovider"]
 
 
@@ -68,8 +61,24 @@ def test_a_failure_counts_when_it_comes_twice(tmp_path: Path, case: str) -> None
     assert words in done.stdout
     assert len(re.findall(r"test_rest.py::test_rest PASSED", done.stdout)) == 1, "in one piece"
     took = re.findall(r"^lanes: +[\d.]+ +[\d.]+  (.+)$", done.stdout, re.M)
-    assert {*took[:3]} == {"rdma", "tests/launch", "tests"}
-    assert "tests/test_rest.py::test_rest" in took[3:]
+    assert {*took[:2]} == {"tests/launch", "tests"}
+    assert "tests/test_rest.py::test_rest" in took[2:]
+
+
+@pytest.mark.parametrize(
+    ("words", "apart"),
+    [([], []), (["--slow"], ["rdma"]), (["--slow", "--types"], ["mypy", "rdma"])],
+)
+def test_each_test_is_in_one_piece(
+    words: list[str], apart: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.setattr(sys, "argv", ["lanes.py", *words])
+    lanes = importlib.import_module("lanes")
+    pieces = lanes.parts()
+    assert [piece.name for piece in pieces] == [*apart, *lanes.PLACES]
+    for piece in pieces[len(apart) :]:
+        assert ("not rdma" in piece.command) == ("rdma" in apart)
 
 
 @pytest.mark.slow
