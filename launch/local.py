@@ -184,13 +184,14 @@ def _start(config: dict[str, Any], workers: list[Worker]) -> None:
         process, lines = _speaking(line, env, tell)
         try:
             os.close(tell)
-            pids = json.loads(children.read() or "[]")
             process.wait()
-        finally:
+        finally:  # also when asked to end meanwhile: whom it has told of is ended with the others
             process.kill()
-    found: list[job.Process] = [nursery.Adopted(pid) for pid in pids]
-    for rank, one in enumerate(found or [process]):
-        workers.append(Worker(rank, one, log_of(path, rank), None if rank else lines))
+            process.wait()
+            pids = json.loads(children.read() or "[]")
+            found: list[job.Process] = [nursery.Adopted(pid) for pid in pids]
+            for rank, one in enumerate(found or [process]):
+                workers.append(Worker(rank, one, log_of(path, rank), None if rank else lines))
 
 
 def _start_worker(config: dict[str, Any], path: Path, rank: int) -> Worker:

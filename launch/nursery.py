@@ -69,10 +69,14 @@ def start(program: str, config: Path, count: int, told: int) -> None:
     if program == WORKER:
         import dlplatform.trainer  # noqa: F401
     launcher, nursery, children = os.getppid(), os.getpid(), []
+    known, tell = os.pipe()
     for rank in range(count):
         child = os.fork()
         if not child:
             os.close(told)
+            os.close(tell)
+            if not os.read(known, 1):  # killed before it told of them: nobody would end this one
+                os.kill(os.getpid(), signal.SIGKILL)
             while os.getppid() == nursery:
                 time.sleep(0.001)
             if os.getppid() != launcher:  # it is gone, and somebody else has the orphans
@@ -80,6 +84,7 @@ def start(program: str, config: Path, count: int, told: int) -> None:
             _be(program, config, rank)
         children.append(child)
     os.write(told, json.dumps(children).encode())
+    os.write(tell, bytes(count))
 
 
 def _be(program: str, config: Path, rank: int) -> None:

@@ -193,7 +193,7 @@ def test_a_real_command_trains_stops_and_goes_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", "task=zoo/digits", "task.net=lstm", "rule=ssgd", "stages=2", "workers=2"]
-    words += [f"run.dir={tmp_path / 'run'}", "run.progress=plain"]
+    words += [f"run.dir={tmp_path / 'run'}", "run.progress=plain", "run.extras=false"]
     assert cli.main([*words, "run.minibatches=40"]) == 0
     out = capfd.readouterr().out
     assert "1 pipeline(s) x 2 stages, 1f1b, 4 micro-batch(es)" in out

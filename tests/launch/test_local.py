@@ -19,7 +19,7 @@ import pytest
 
 from dlplatform.cli import guard
 from dlplatform.errors import PlatformError
-from launch import job, local
+from launch import job, local, nursery
 
 WORKER = """
 import json, os, signal, sys, time
@@ -242,6 +242,43 @@ def test_a_request_to_make_room_reaches_the_workers(
     assert error.exit_code == 75
     assert str(error) == f"stopped at minibatch 9 by {number.name}"
     assert len(list(run.glob("saved-*"))) == 3
+
+
+def test_a_request_while_workers_are_told_of_leaves_none(
+    worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker('(folder / f"ready-{rank}").touch(); time.sleep(60)')
+    run, start, asked = tmp_path / "run", local._speaking, list[int]()
+
+    def started(*given: Any) -> Any:
+        process, lines = start(*given)
+        usual = process.wait
+
+        def wait(timeout: float | None = None) -> int:
+            code = usual(timeout)
+            if not asked:
+                asked.append(code)
+                until_there_are(3, run, "ready-*")
+                os.kill(os.getpid(), signal.SIGTERM)
+            return code
+
+        process.wait = wait  # type: ignore[method-assign]
+        return process, lines
+
+    monkeypatch.setattr(local, "_speaking", started)
+    assert str(fails(run)) == "SIGTERM came before the training had begun"
+
+
+def test_children_of_a_nursery_that_told_nobody_end(worker: Any, tmp_path: Path) -> None:
+    worker("time.sleep(60)")
+    read, told = os.pipe()
+    os.close(read)
+    line = nursery.command(local.PROGRAM, tmp_path / "config.json", 2, told)
+    with nursery.next_of_kin():
+        subprocess.run(line, pass_fds=[told], check=False)
+        os.close(told)
+        ends = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)]
+    assert ends == [-signal.SIGKILL] * 2
 
 
 LAUNCHER = """

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dlplatform.checkpoint import Checkpoint, put_weights
+from dlplatform.lean import leave_compiler_out
 from dlplatform.seeds import derive
 from dlplatform.task import Models, Split, Task, task
+
+leave_compiler_out()  # as dlp train does; it takes every process seconds
 
 Pair = tuple[Tensor, Tensor]
 SPLITS = {"train": 0, "val": 1, "test": 2}
