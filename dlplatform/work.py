@@ -231,9 +231,11 @@ class Work:
         clock = self.cluster.clock
         end = clock.now() + self.cluster.timeout_s + 2 * self.lease_s
         while clock.now() < end and not self.leaving():
+            # Looked at first: whoever dies between the two looks is among the dead in the second.
+            held = any(self._holds(claims) for claims in self._others())
             if (number := self._reclaim()) is not None:
                 return number
-            if not any(self._holds(claims) for claims in self._others()):
+            if not held:
                 break
             self.cluster.check()
             clock.sleep(PAUSE_S)

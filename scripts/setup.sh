@@ -60,7 +60,7 @@ stage() { # text, command...: one line when it starts, one clear line when it fa
 
 compile() { # by importing: most files that pip installs are never read
     env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -c 'import dlplatform.trainer, launch.compose, trainers
-import torch._dynamo, torch.utils.tensorboard, matplotlib.pyplot'
+import torch.utils.tensorboard, matplotlib.pyplot'
 }
 
 has_compiler() {

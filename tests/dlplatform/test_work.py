@@ -16,6 +16,7 @@ from tinytask import network, optimizer, points
 from torch.nn import functional
 
 from dlplatform.job import Job
+from dlplatform.memorybox.session import JOINED
 from dlplatform.work import Work
 from dlplatform.world import World
 
@@ -145,6 +146,33 @@ def test_the_last_number_of_a_worker_that_dies_at_the_end() -> None:
 
     with place("shm") as where:
         assert sorted(together(2, where, body, total=2)[1]) == [0, 1]
+
+
+def test_one_who_dies_between_two_looks_of_the_last_leaves_its_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked, usual = threading.Event(), Work._holds
+
+    def holds(work: Work, claims: Any) -> bool:
+        looked.set()
+        until(lambda: work.cluster.state(claims.rank) != JOINED)
+        return usual(work, claims)
+
+    def body(job: Job) -> int | None:
+        first = job.work.next()
+        until(lambda: job.cluster.counter("minibatch").value == 2)
+        if job.rank == 0:
+            assert looked.wait(10)
+            raise Died
+        job.work.done()
+        second = job.work.next()
+        assert {first, second} == {0, 1}
+        job.work.done()
+        return job.work.next()
+
+    monkeypatch.setattr(Work, "_holds", holds)
+    with place("shm") as where:
+        assert together(2, where, body, total=2)[1] is None
 
 
 def test_accumulated_numbers_of_a_dead_worker_are_all_given_out_again() -> None:
