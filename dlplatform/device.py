@@ -56,12 +56,14 @@ def reseed(seed: int) -> None:
 
 
 @contextmanager
-def able(precision: str) -> Iterator[None]:
-    """Say of a layer that a processor lacks in a run's precision what to do about it."""
+def computing(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute in a run's precision; say of a layer that a processor lacks in it what to do."""
+    lower = precision == "bf16"
     try:
-        yield
+        with torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False):
+            yield
     except RuntimeError as error:
-        if precision == "fp32" or "could not create a primitive" not in str(error):
+        if not lower or "could not create a primitive" not in str(error):
             raise
         raise EnvironmentMissing(
             f"run.precision={precision}: {str(error).partition('. ')[0]} on this processor - "

@@ -57,8 +57,10 @@ class FlatGroup(OnHost):
         self._watchers: list[tuple[Callable[[int], None], Callable[[], None]]] = []
         self._check()
         self.offsets, self.length = [], 0
+        self._strides = list[tuple[int, ...]]()  # as they lie in memory, without gaps
         for p in self.parameters:
             self.offsets.append(self.length)
+            self._strides.append(torch.empty_like(p, device="meta").stride())
             self.length += -(-p.numel() // ALIGN) * ALIGN
         self.weight, self.grad = self._zeros(), self._zeros()
         with torch.no_grad():
@@ -103,12 +105,13 @@ class FlatGroup(OnHost):
         Weights with channels last stay so; ``plain`` takes the vector for one in which all values
         are in the order of their indices, as in a file.
         """
-        found = []
-        for p, at in zip(self.parameters, self.offsets, strict=True):
-            like = torch.empty(p.shape, device="meta") if plain else p
-            strides = torch.empty_like(like, device="meta").stride()  # of memory without gaps
-            found.append(flat[at : at + p.numel()].as_strided(p.shape, strides))
-        return found
+        parts = [
+            flat[at : at + p.numel()] for p, at in zip(self.parameters, self.offsets, strict=True)
+        ]
+        if plain:
+            return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+        places = zip(parts, self.parameters, self._strides, strict=True)
+        return [part.as_strided(p.shape, strides) for part, p, strides in places]
 
     def _zeros(self) -> Tensor:
         memory = Memory(self.length)

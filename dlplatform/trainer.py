@@ -86,18 +86,12 @@ class Trainer:
             self.place.keep(self.folder / DOOR)
 
     def _prepare(self) -> None:
-        """Get ready to compute as the run asks for: compiled, in its precision."""
+        """Get ready to compute as the run asks for."""
         self.forward = self.models
         if self.run.compile:
             self.forward = {
                 name: cast(nn.Module, torch.compile(model)) for name, model in self.models.items()
             }
-        self.autocast = torch.autocast(
-            self.device.type,
-            torch.bfloat16,
-            enabled=self.run.precision == "bf16",
-            cache_enabled=False,
-        )
         self.ahead = Ahead(self)
         self.stage = Stage(self) if self.cut.stages > 1 else None
 
@@ -227,7 +221,7 @@ class Trainer:
         batch = device.moved(self.ahead.read(number), self.device)
         losses = self.task.losses(self.forward, batch)
         while True:
-            with self.autocast, device.able(self.run.precision):
+            with device.computing(self.device, self.run.precision):
                 pair = next(losses, None)
             if pair is None:
                 return

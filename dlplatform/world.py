@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -229,6 +229,19 @@ def processors() -> int:
     """Return how many processors of this host are ours: the kernel's word, and Slurm's."""
     here, given = len(os.sched_getaffinity(0)), os.environ.get("SLURM_CPUS_ON_NODE", "")
     return min(here, max(1, int(given))) if given.isdecimal() else here
+
+
+def with_parent(number: signal.Signals) -> Callable[[], None]:
+    """Return what a child runs before its program, to be sent a signal when its parent has ended.
+
+    For ``preexec_fn`` of a Popen, from a thread that lives as long as the parent.
+    """
+    prctl = ctypes.CDLL(None).prctl  # loaded before the fork: nothing may be loaded after it
+
+    def ask() -> None:
+        prctl(1, number)
+
+    return ask
 
 
 def die_with_parent() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shlex
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 from dlplatform.cli import REPORT
 from dlplatform.errors import EnvironmentMissing, PeerLost, PlatformError, Preempted
 from dlplatform.worker import LOGS
+from dlplatform.world import with_parent
 from launch import job
 
 # What mpirun itself says about an end that the worker's own line explains better.
@@ -175,17 +174,8 @@ def _start(line: list[str], own: dict[str, str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=_with_parent(),
+        preexec_fn=with_parent(signal.SIGTERM),
     )
-
-
-def _with_parent() -> Callable[[], None]:
-    prctl = ctypes.CDLL(None).prctl  # loaded before the fork: nothing may be loaded after it
-
-    def ask() -> None:
-        prctl(1, signal.SIGTERM)
-
-    return ask
 
 
 def _watch(process: subprocess.Popen[str], lines: job.Lines, asked: list[int]) -> None:

@@ -258,6 +258,12 @@ def pooling(repeat: int) -> Iterator[Row]:
             yield compared("pool", f"max pooling, {what}{end}", "torch.nn", both, repeat)
 
 
+def train(task: Task, models: Models, batch: Batch) -> None:
+    """Compute the losses of a minibatch and their gradients."""
+    for _, terms in task.losses(models, batch):
+        added(terms).backward()  # type: ignore[no-untyped-call]
+
+
 def layouts(repeat: int) -> Iterator[Row]:
     """Measure a minibatch of some tasks, forward and backward, in both layouts of memory."""
     for name in LAYOUTS:
@@ -266,12 +272,7 @@ def layouts(repeat: int) -> Iterator[Row]:
         first, plain = deepcopy(last), changed(batch, Tensor.contiguous)
         for net in first.values():
             net.to(memory_format=torch.contiguous_format)
-
-        def train(models: Models, batch: Batch, task: Task = task) -> None:
-            for _, terms in task.losses(models, batch):
-                added(terms).backward()  # type: ignore[no-untyped-call]
-
-        both = partial(train, last, batch), partial(train, first, plain)
+        both = partial(train, task, last, batch), partial(train, task, first, plain)
         yield compared("layout", f"a minibatch of {name}", "channels first", both, repeat)
 
 

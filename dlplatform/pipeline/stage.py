@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from dlplatform.device import reseed
+from dlplatform.device import computing, reseed
 from dlplatform.errors import PeerLost
 from dlplatform.pipeline.channel import Channel
 from dlplatform.pipeline.pieces import pieces, samples
@@ -185,7 +185,7 @@ class Stage:
         path = ("minibatch", ticket.number, self.cut.stage, ticket.piece)
         loss = self._loss(ticket) if self.last else None
         reseed(derive(self.trainer.seed, *path))
-        with self.trainer.autocast:
+        with computing(self.trainer.device, self.trainer.run.precision):
             result = self._compute(source)
             result = result if loss is None else loss(result)
         if not self.last:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -19,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from dlplatform.world import with_parent
+
 ROOT = Path(__file__).resolve().parents[2]
-PRCTL = ctypes.CDLL(None).prctl
 PARAMETERS = re.compile(r": ([\d,]+) parameters")
 LOOKS = 5
 """Minibatches whose reading is timed without training."""
@@ -107,7 +107,7 @@ def _ended(line: Sequence[str], wish: Wish, folder: Path, log: IO[str]) -> tuple
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_given()])}
     process = subprocess.Popen(
         line, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-        preexec_fn=lambda: PRCTL(1, signal.SIGKILL),  # it ends when this process is killed
+        preexec_fn=with_parent(signal.SIGKILL),
     )  # fmt: skip
     begin = time.monotonic()
     trained = 0.0

@@ -87,12 +87,11 @@ class Photos(Classifier):
     def models(self) -> Models:
         """Build the network."""
         from trainers.nets.backbone import Centred
-        from trainers.nets.convnet import channels_last
 
-        net = channels_last(self.network())
+        models = super().models()
         if self.centred:
-            net.inputs = Centred()
-        return {"net": net}
+            models["net"].inputs = Centred()
+        return models
 
     @property
     def classes(self) -> int:
